@@ -1,0 +1,1 @@
+"""Pure conversions between source records and PostgreSQL rows, both ways."""

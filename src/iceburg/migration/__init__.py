@@ -1,0 +1,1 @@
+"""Moving existing data: census, copy stream, ledger, migrator."""

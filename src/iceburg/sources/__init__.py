@@ -1,0 +1,1 @@
+"""Reading the embedded stores: SQLite files, Chroma directories, JSONL files."""

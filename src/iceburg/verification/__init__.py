@@ -1,0 +1,1 @@
+"""Proof that source and target hold the same records."""
