@@ -1,0 +1,78 @@
+"""Fixtures that every test can use: one real PostgreSQL for the whole run, and a fresh database for each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from iceburg.database.embedded import EmbeddedServer
+
+_HOME = pytest.StashKey[Path]()
+# Nothing that a test writes has to survive a power failure.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "128MB"}
+
+
+def make_server_home() -> Path:
+    """Create an empty home for a server that root may start too: pytest's own directories are closed to other users."""
+    home = Path(tempfile.mkdtemp(prefix="iceburg-test-", dir="/var/tmp"))
+    home.chmod(0o711)
+    return home
+
+
+def remove_server_home(home: Path) -> None:
+    """Stop the server in a home, if there is one, and remove all of it."""
+    EmbeddedServer(home).stop("immediate")
+    shutil.rmtree(home)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # With xdist the controller makes the home and removes it; its workers share it.
+    shared = getattr(config, "workerinput", {}).get("server_home")
+    config.stash[_HOME] = Path(shared) if shared else make_server_home()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["server_home"] = str(node.config.stash[_HOME])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and _HOME in config.stash:
+        remove_server_home(config.stash[_HOME])
+
+
+@pytest.fixture(scope="session")
+def server_dsn(request: pytest.FixtureRequest) -> str:
+    """Administrator's DSN of one real server for the whole run: DATABASE_URL if set, else an embedded one."""
+    given = os.environ.get("DATABASE_URL")
+    return given or EmbeddedServer(request.config.stash[_HOME], overrides=FAST).ensure_running()
+
+
+@pytest.fixture
+def database(server_dsn: str) -> Iterator[str]:
+    """DSN of an empty database that is dropped after the test."""
+    name = f"iceburg_test_{uuid.uuid4().hex}"
+    with psycopg.connect(server_dsn, autocommit=True) as connection:
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'")
+        connection.execute(create.format(sql.Identifier(name)))
+    yield make_conninfo(server_dsn, dbname=name)
+    with psycopg.connect(server_dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def server_home() -> Iterator[Path]:
+    """An empty home for a server of the test's own, which is stopped and removed afterwards."""
+    home = make_server_home()
+    yield home
+    remove_server_home(home)
