@@ -105,7 +105,8 @@ class SqliteFile:
     """
 
     def __init__(self, path: Path, name: str, *, busy_timeout: float = 10.0) -> None:
-        self.path = path
+        # SQLite keeps the -wal and the -journal beside the file that a symbolic link points to.
+        self.path = path.resolve()
         self.name = name
         self.busy_timeout = busy_timeout
         self._copies: list[_Copy] = []
