@@ -1,0 +1,86 @@
+"""Reading a Chroma directory of any version from 0.4 to 1.5 without chromadb and without writing to it.
+
+`ChromaStore` lists the collections and gives a reader for each. The on-disk format was found by experiment; the modules
+beside this one (`chroma_catalogue`, `chroma_tables`, `chroma_queue`, `chroma_index`, `chroma_pickle`) hold one part of
+it each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from iceburg.errors import SourceError
+from iceburg.sources.chroma_catalogue import CollectionInfo, read_collections
+from iceburg.sources.chroma_database import ChromaDatabase, NoCatalogueError
+from iceburg.sources.chroma_loss import Loss
+from iceburg.sources.chroma_orphan import OrphanReader, orphan_collections
+from iceburg.sources.chroma_reader import CollectionReader
+
+__all__ = ["ChromaStore", "CollectionInfo", "CollectionReader", "Loss", "OrphanReader"]
+
+#: Seconds to wait for a lock unless told otherwise.
+TIMEOUT = 10.0
+
+
+class ChromaStore:
+    """One Chroma directory, open for reading.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    name
+        What messages call it; its path by default.
+    timeout
+        Seconds to wait while another program holds the database locked.
+
+    Raises
+    ------
+    SourceBusyError
+        The database stayed locked.
+    SourceError
+        Neither the database nor an index in the directory can be read.
+    """
+
+    def __init__(self, path: Path, name: str | None = None, *, timeout: float = TIMEOUT) -> None:
+        self.path = path
+        self.name = str(path) if name is None else name
+        self._database: ChromaDatabase | None = None
+        self._losses: list[Loss] = []
+        if not path.is_dir():
+            raise SourceError("there is no such directory", where=self.name)
+        try:
+            self._database = ChromaDatabase(path / "chroma.sqlite3", self.name, timeout)
+        except NoCatalogueError as error:
+            detail = "documents, metadata and the names of collections are lost; ids and vectors come from the indexes"
+            self._losses.append(Loss("catalogue-gone", "", (), f"{error}: {detail}"))
+
+    def __enter__(self) -> ChromaStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database and delete private copies of it."""
+        if self._database is not None:
+            self._database.close()
+
+    def collections(self) -> list[CollectionInfo]:
+        """List the collections, ordered by tenant, database and name."""
+        if self._database is None:
+            return orphan_collections(self.path, self.name)
+        return self._database.read(read_collections)
+
+    def reader(self, collection: CollectionInfo) -> CollectionReader | OrphanReader:
+        """Return a reader of one of the collections."""
+        if self._database is None:
+            return OrphanReader(self.path, collection)
+        return CollectionReader(self.path, self._database, self.name, collection)
+
+    def losses(self) -> list[Loss]:
+        """List what is known to be lost of the store as a whole; the readers list what their collections lost."""
+        return list(self._losses)

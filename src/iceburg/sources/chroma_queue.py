@@ -1,0 +1,178 @@
+"""Replaying a collection's queue (``embeddings_queue``) over its index and its tables.
+
+The state keeps positions, not vectors: what a batch needs of the queue is fetched with the batch.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from iceburg.sources.chroma_catalogue import TOPIC, columns
+
+ADD, UPDATE, UPSERT, DELETE = range(4)
+#: Positions asked for in one statement; SQLite before 3.32 takes 999 parameters.
+_PARAMETERS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row of the queue, without its vector and metadata."""
+
+    seq: int
+    operation: int
+    id: str
+    has_vector: bool
+
+
+@dataclass(slots=True)
+class VectorPositions:
+    """Where in the queue the vectors of a collection are.
+
+    Attributes
+    ----------
+    pending
+        Id to position, for vectors that the index has not taken in: they are the record's vector.
+    removed
+        Ids whose row in the index is no longer theirs.
+    settled
+        Id to positions, newest first, for vectors that the index has taken in. The first is the record's vector if
+        `certain` has the id; else the index tells which of them is.
+    certain
+        Ids of `settled` whose newest row must have set the vector of a record that exists.
+    """
+
+    pending: dict[str, int] = field(default_factory=dict)
+    removed: set[str] = field(default_factory=set)
+    settled: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    certain: set[str] = field(default_factory=set)
+
+
+def read_operations(connection: sqlite3.Connection, collection: str) -> Iterator[Operation]:
+    """Yield the collection's rows of the queue in order."""
+    if not columns(connection, "embeddings_queue"):
+        return
+    rows = connection.execute(
+        "SELECT seq_id, operation, id, vector IS NOT NULL FROM embeddings_queue WHERE topic = ? ORDER BY seq_id",
+        (TOPIC + collection,),
+    )
+    for seq, operation, identity, has_vector in rows:
+        yield Operation(seq, operation, identity, bool(has_vector))
+
+
+def is_complete(connection: sqlite3.Connection) -> bool:
+    """Tell whether the queue still has every row: never pruned in 0.4, nor in stores upgraded from it."""
+    if not columns(connection, "embeddings_queue_config"):
+        return True
+    row = connection.execute("SELECT config_json_str FROM embeddings_queue_config").fetchone()
+    if row is None or not isinstance(row[0], str):
+        return False
+    try:
+        settings = json.loads(row[0])
+    except ValueError:
+        return False
+    return isinstance(settings, dict) and settings.get("automatically_purge") is False
+
+
+def locate_vectors(
+    operations: Iterable[Operation], taken_in: int, in_index: Container[str] | None, *, complete: bool
+) -> VectorPositions:
+    """Replay the operations and say where each id's vector is.
+
+    Parameters
+    ----------
+    operations
+        All of the collection's, in order.
+    taken_in
+        Last position that the index holds.
+    in_index
+        Ids that the index has; None where it cannot be known. Then an operation counts that needs the id to be there, or
+        not to be there, and the tables tell which ones did nothing.
+    complete
+        Whether the queue has every operation since the collection was made.
+    """
+    found = VectorPositions()
+    # Ids that the queue proves to have been there, or not, before the operation at hand.
+    proved: set[str] = set()
+    absent: set[str] = set()
+    for op in operations:
+        if op.seq > taken_in:
+            _apply(found, op, in_index)
+        elif op.operation == DELETE:
+            found.settled.pop(op.id, None)
+            found.certain.discard(op.id)
+            proved.discard(op.id)
+            absent.add(op.id)
+        elif op.has_vector:
+            _settle(found, proved, op, known_absent=op.id in absent or (complete and op.id not in proved))
+            if op.id in proved:
+                absent.discard(op.id)
+    return found
+
+
+def _settle(found: VectorPositions, proved: set[str], op: Operation, *, known_absent: bool) -> None:
+    earlier = found.settled.get(op.id, ())
+    if op.operation == UPSERT or (op.operation == UPDATE and op.id in proved) or (op.operation == ADD and known_absent):
+        found.settled[op.id] = (op.seq,)
+        found.certain.add(op.id)
+        proved.add(op.id)
+    elif op.operation == UPDATE and not known_absent:
+        # Without a later ADD the record must have been there, since the tables still have it.
+        found.settled[op.id] = (op.seq, *earlier)
+        found.certain.add(op.id)
+    elif op.operation == ADD and op.id not in proved:
+        # It did nothing if the id was there before.
+        found.settled[op.id] = (op.seq, *earlier)
+        found.certain.discard(op.id)
+
+
+def _apply(found: VectorPositions, op: Operation, in_index: Container[str] | None) -> None:
+    if op.operation == DELETE:
+        found.pending.pop(op.id, None)
+        found.settled.pop(op.id, None)
+        found.certain.discard(op.id)
+        found.removed.add(op.id)
+        return
+    if not op.has_vector:
+        return
+    present = op.id in found.pending or op.id in found.settled
+    if in_index is None and not present:
+        found.pending[op.id] = op.seq
+        return
+    present = present or (in_index is not None and op.id in in_index and op.id not in found.removed)
+    if op.operation == UPSERT or (op.operation == ADD) != present:
+        found.pending[op.id] = op.seq
+
+
+def fetch_vectors(connection: sqlite3.Connection, positions: Iterable[int]) -> dict[int, bytes]:
+    """Read the vectors at positions of the queue as little-endian float32; those that are not vectors are left out."""
+    vectors: dict[int, bytes] = {}
+    for seq, vector, encoding in _fetch(connection, "vector, encoding", positions):
+        if not isinstance(vector, bytes) or len(vector) % 4:
+            continue
+        if encoding == "INT32":
+            vectors[seq] = np.frombuffer(vector, "<i4").astype("<f4").tobytes()
+        else:
+            vectors[seq] = vector
+    return vectors
+
+
+def fetch_metadata(connection: sqlite3.Connection, positions: Iterable[int]) -> dict[int, str]:
+    """Read the metadata JSON at positions of the queue; those that have none are left out."""
+    return {seq: text for seq, text in _fetch(connection, "metadata", positions) if isinstance(text, str)}
+
+
+def _fetch(connection: sqlite3.Connection, what: str, positions: Iterable[int]) -> Iterator[tuple[Any, ...]]:
+    wanted = sorted(set(positions))
+    for start in range(0, len(wanted), _PARAMETERS):
+        part = wanted[start : start + _PARAMETERS]
+        marks = ",".join("?" * len(part))
+        yield from connection.execute(
+            f"SELECT seq_id, {what} FROM embeddings_queue WHERE seq_id IN ({marks})",  # noqa: S608
+            part,
+        )
