@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
-Value: TypeAlias = None | int | float | str | bytes
+Value: TypeAlias = int | float | str | bytes | None
 Key: TypeAlias = tuple[Value, ...]
 StoreKind: TypeAlias = Literal["sqlite", "chroma", "jsonl"]
 
@@ -103,7 +103,7 @@ class Line:
     terminator: bytes
 
 
-MetadataValue: TypeAlias = None | str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
+MetadataValue: TypeAlias = str | int | float | bool | list[str] | list[int] | list[float] | list[bool] | None
 VectorOrigin: TypeAlias = Literal["queue", "index", "index-norm", "direction", "label-order", "missing"]
 
 
@@ -124,7 +124,7 @@ class ChromaRecord:
     vector
         Little-endian float32 bytes, 4 x dimension; None where it is gone.
     origin
-        Where the vector came from: ``queue`` and ``index`` are exact bits; ``index-norm`` is unit vector x norm (cosine,
+        Where the vector came from: ``queue`` and ``index`` are exact; ``index-norm`` is unit vector x norm (cosine,
         within 2e-7 of the largest component); ``direction`` is a unit vector whose norm is lost; ``label-order`` was
         matched by a heuristic; ``missing``.
     """

@@ -1,0 +1,223 @@
+"""ICEBURG's Matrix store: entities and relationships as rows with a JSONB document.
+
+The type and the creation time have columns of their own; every other column of the record is a key of the document. A
+column that holds JSON text is embedded as JSON, NULL leaves its key out, ``''`` is the empty string. What is searched
+(``entity_id``, ``name``, the ends of a relationship) PostgreSQL generates from the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping as Dictionary
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final
+
+from iceburg.mappings.codecs import PgValue, encode_varchar
+from iceburg.mappings.identity import identify, key_text
+from iceburg.mappings.json_value import (
+    Fragment,
+    dumps_exact,
+    fragment_of_any,
+    fragment_of_json,
+    fragment_of_text,
+    loads,
+    quote,
+    value_of_number,
+)
+from iceburg.mappings.mapping import Difference, Original, Originals, Row, TargetColumn, UnrestorableError
+from iceburg.mappings.sqlite_record import RecordShape, SqliteRecord, pack, unpack
+from iceburg.mappings.timestamps import sqlite_timestamp, usable_datetime
+from iceburg.records import Key, Value
+
+TYPE_LENGTH: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentTable:
+    """One of the two tables of the Matrix store.
+
+    Attributes
+    ----------
+    key, type
+        The source columns that identify a record and give its type.
+    texts, documents
+        The known columns that hold plain text, and those that hold JSON text.
+    target
+        The PostgreSQL table; `type` is the name of its type column too.
+    document
+        Its JSONB column.
+    """
+
+    key: str
+    type: str
+    texts: frozenset[str]
+    documents: frozenset[str]
+    target: str
+    document: str
+
+
+ENTITIES: Final = DocumentTable(
+    key="entity_id",
+    type="entity_type",
+    texts=frozenset({"entity_id", "name", "source"}),
+    documents=frozenset({"properties", "countries", "datasets"}),
+    target="matrix_entities",
+    document="entity_data",
+)
+RELATIONSHIPS: Final = DocumentTable(
+    key="relationship_id",
+    type="relationship_type",
+    texts=frozenset({"relationship_id", "source_id", "target_id", "source"}),
+    documents=frozenset({"properties"}),
+    target="matrix_relationships",
+    document="relationship_data",
+)
+
+_ID, _DATASET, _TYPE, _DOCUMENT, _CREATED, _UPDATED = range(6)
+
+
+@lru_cache(maxsize=4096)
+def _small_json(value: str) -> Fragment:
+    return fragment_of_json(value)
+
+
+def _fragment_of_json(value: Value) -> Fragment:
+    # Country and dataset lists repeat by the thousand; properties hardly ever do.
+    return _small_json(value) if type(value) is str and len(value) < 64 else fragment_of_json(value)
+
+
+class DocumentMapping:
+    """Conversion of one Matrix table; see `iceburg.mappings.mapping.Mapping`.
+
+    Parameters
+    ----------
+    table
+        Which of the two.
+    dataset
+        Name of the dataset, from which the ids follow.
+    dataset_id
+        Its number in the ledger.
+    shape
+        Where the columns stand in a record.
+    """
+
+    key_columns: Final = (_ID,)
+
+    def __init__(self, table: DocumentTable, dataset: str, dataset_id: int, shape: RecordShape) -> None:
+        self.shape = RecordShape(shape.key_width, shape.columns, table.documents)
+        self.columns: Final = (
+            TargetColumn("id", "uuid"),
+            TargetColumn("dataset_id", "integer"),
+            TargetColumn(table.type, "varchar"),
+            TargetColumn(table.document, "jsonb"),
+            TargetColumn("created_at", "timestamp"),
+            TargetColumn("updated_at", "timestamp"),
+        )
+        self._table = table
+        self._dataset_id = dataset_id
+        self._identify = identify(dataset)
+        self._key = self.shape.position(table.key)
+        self._type = self.shape.position(table.type)
+        self._created = self.shape.position("created_at") if "created_at" in shape.columns else None
+        self._members = tuple(
+            (self.shape.position(name), name, quote(name) + ":", self._fragment_function(name))
+            for name in shape.columns
+            if name not in (table.type, "created_at")
+        )
+        self._names = frozenset(name for _, name, _, _ in self._members)
+
+    def _fragment_function(self, name: str) -> Callable[[Value], Fragment]:
+        if name in self._table.documents:
+            return _fragment_of_json
+        return fragment_of_text if name in self._table.texts else fragment_of_any
+
+    def key(self, record: SqliteRecord) -> Key:
+        """Return the value of the key column."""
+        return (record[self._key],)
+
+    def row_key(self, record: SqliteRecord) -> Row:
+        """Return the id."""
+        return (self._identify(key_text((record[self._key],))),)
+
+    def convert(self, record: SqliteRecord) -> tuple[Row, Originals]:
+        """Return the row and the originals to keep."""
+        originals: list[Original] = []
+        members = []
+        for position, name, prefix, fragment_of in self._members:
+            fragment, reason = fragment_of(record[position])
+            if fragment is not None:
+                members.append(prefix + fragment)
+            if reason is not None:
+                originals.append(Original(name, record[position], reason))
+        kind, reason = encode_varchar(record[self._type], TYPE_LENGTH)
+        if reason is not None:
+            originals.append(Original(self._table.type, record[self._type], reason))
+        created = self._created_at(record, originals)
+        row = (
+            self._identify(key_text((record[self._key],))),
+            self._dataset_id,
+            kind,
+            "{" + ",".join(members) + "}",
+            created,
+            created,
+        )
+        return row, tuple(originals)
+
+    def _created_at(self, record: SqliteRecord, originals: list[Original]) -> datetime | None:
+        if self._created is None:
+            return None
+        value = record[self._created]
+        if value is None:
+            return None
+        found = sqlite_timestamp(value) if type(value) is str else None
+        if found is None:
+            originals.append(Original("created_at", value, "not of the form 'YYYY-MM-DD HH:MM:SS'"))
+            return usable_datetime(value)
+        return found
+
+    def restore(self, row: Row, originals: Dictionary[str, Value]) -> SqliteRecord:
+        """Return the record; raises `UnrestorableError` where the document is not one that `convert` makes."""
+        text = row[_DOCUMENT]
+        assert isinstance(text, str)  # noqa: S101 - the column is NOT NULL
+        document = loads(text)
+        if not isinstance(document, dict) or not document.keys() <= self._names:
+            raise UnrestorableError(self._table.document, text)
+        created = row[_CREATED]
+        values: dict[str, Value] = {
+            self._table.type: row[_TYPE],  # type: ignore[dict-item]
+            "created_at": created.isoformat(" ") if isinstance(created, datetime) else None,
+        }
+        for _, name, _, fragment_of in self._members:
+            if name not in originals:
+                values[name] = self._restored(name, document, is_json=fragment_of is _fragment_of_json)
+        return self.shape.assemble(values, originals)
+
+    def _restored(self, name: str, document: dict[str, Any], *, is_json: bool) -> Value:
+        if name not in document:
+            return None
+        value = document[name]
+        if is_json:
+            return "" if value == "" else dumps_exact(value)
+        if isinstance(value, str):
+            return value
+        if value is None or isinstance(value, bool | dict | list):
+            raise UnrestorableError(name, value)
+        return value_of_number(value)
+
+    def differences(self, source: SqliteRecord, restored: SqliteRecord) -> list[Difference]:
+        """Compare column by column."""
+        return self.shape.differences(source, restored)
+
+    def derived(self, record: SqliteRecord) -> tuple[tuple[int, PgValue], ...]:
+        """``updated_at`` begins as ``created_at``; the dataset is what the row was looked up by."""
+        return ((_UPDATED, self._created_at(record, [])),)
+
+    def pack(self, record: SqliteRecord) -> bytes:
+        """Write the whole record for the quarantine."""
+        return pack(record)
+
+    def unpack(self, packed: bytes) -> SqliteRecord:
+        """Read what `pack` wrote."""
+        return unpack(packed)

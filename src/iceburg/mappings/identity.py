@@ -1,0 +1,44 @@
+"""Ids of records: UUIDv5 of the record's identity in its source, so that a second run cannot duplicate.
+
+The namespace of a dataset is the UUIDv5 of its name (``matrix.db/entities``) in the project's namespace; the id of a
+record is the UUIDv5 of `iceburg.records.encode_key` of its key in that namespace (RFC 9562, section 5.5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+import orjson
+
+from iceburg.records import Key, encode_key
+
+NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "urn:iceburg-database")
+
+
+def key_text(key: Key) -> str:
+    """Return `iceburg.records.encode_key` of `key`, quickly for the keys that nearly all records have."""
+    if len(key) == 1:
+        value = key[0]
+        if type(value) is str and value.isascii():
+            return "[" + orjson.dumps(value).decode() + "]"
+        if type(value) is int:
+            return f"[{value}]"
+    return encode_key(key)
+
+
+def identify(dataset: str) -> Callable[[str], bytes]:
+    """Return the function from a record's `key_text` to its id, 16 bytes."""
+    base = hashlib.sha1(uuid.uuid5(NAMESPACE, dataset).bytes, usedforsecurity=False)
+
+    def identity(key: str) -> bytes:
+        digest = base.copy()
+        digest.update(key.encode())
+        raw = bytearray(digest.digest()[:16])
+        raw[6] = raw[6] & 0x0F | 0x50
+        raw[8] = raw[8] & 0x3F | 0x80
+        return bytes(raw)
+
+    return identity
