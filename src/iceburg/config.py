@@ -9,7 +9,7 @@ from pathlib import Path
 import platformdirs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from iceburg.errors import UsageError
@@ -53,14 +53,14 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True, populate_by_name=True
+        env_prefix="ICEBURG_", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
-    database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")
-    home: Path = Field(default_factory=default_home, validation_alias="ICEBURG_HOME")
-    pool_min: int = Field(default=1, ge=0, le=1000, validation_alias="ICEBURG_POOL_MIN")
-    pool_max: int = Field(default=10, ge=1, le=1000, validation_alias="ICEBURG_POOL_MAX")
-    connect_timeout: float = Field(default=10.0, ge=1, le=3600, validation_alias="ICEBURG_CONNECT_TIMEOUT")
+    database_url: SecretStr | None = Field(default=None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    home: Path = Field(default_factory=default_home)
+    pool_min: int = Field(default=1, ge=0, le=1000)
+    pool_max: int = Field(default=10, ge=1, le=1000)
+    connect_timeout: float = Field(default=10.0, ge=1, le=3600)
 
     @field_validator("home")
     @classmethod
@@ -98,7 +98,8 @@ def _variables(error: ValidationError | RuntimeError) -> list[str]:
     if not isinstance(error, ValidationError):
         return ["ICEBURG_HOME"]
     # An error without a place is the one that concerns two variables.
-    return sorted({str(found["loc"][0]) if found["loc"] else "ICEBURG_POOL_MIN" for found in error.errors()})
+    fields = {str(found["loc"][0]) if found["loc"] else "pool_min" for found in error.errors()}
+    return sorted(name for name in _ACCEPTED if name.lower().removeprefix("iceburg_") in {f.lower() for f in fields})
 
 
 def mask_dsn(dsn: str) -> str:
@@ -112,8 +113,9 @@ def mask_dsn(dsn: str) -> str:
     start = dsn.index("://") + len("://")
     end = dsn.rfind("@", start)
     if _is_clear(dsn):
-        authority = re.match(r"[^/?]*", dsn[start:])
-        end = dsn.find("@", start, start + authority.end()) if authority else -1
+        # libpq takes for user and password what is before the first `@`, unless there is a `/` before it.
+        credentials = re.match(r"[^/@]*@", dsn[start:])
+        end = start + credentials.end() - 1 if credentials else -1
     colon = dsn.find(":", start, end) if end != -1 else -1
     if colon != -1:
         dsn = f"{dsn[: colon + 1]}{MASK}{dsn[end:]}"
@@ -126,4 +128,6 @@ def _is_clear(dsn: str) -> bool:
         options = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         return False
-    return "@" not in str(options.get("host", "")) and bool(re.fullmatch(r"[0-9,]*", str(options.get("port", ""))))
+    return "@" not in f"{options.get('host')}{options.get('dbname')}" and bool(
+        re.fullmatch(r"[0-9,]*", str(options.get("port", "")))
+    )

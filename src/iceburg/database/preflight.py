@@ -193,7 +193,8 @@ def judge(facts: ServerFacts, *, schema: str) -> None:
             f"The role {facts.role} may not create tables in the schema {schema}.",
             where=where,
             hint="Ask an administrator to run, in this database: "
-            f"GRANT USAGE, CREATE ON SCHEMA {quote_name(schema)} TO {role}; or put the tables into a schema of their own with --schema.",
+            f"GRANT USAGE, CREATE ON SCHEMA {quote_name(schema)} TO {role}; "
+            "or put the tables into a schema of their own with --schema.",
         )
     _judge_vector(facts, where)
 
