@@ -27,11 +27,12 @@ _UNKNOWN = "what it holds is not known"
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A store with what tells two names of the same file apart."""
+    """A store with the identity of its file, or of its directory's SQLite file, where that is known."""
 
     store: Store
-    identity: tuple[int, int] | None
-    is_link: bool
+    identity: tuple[int, int] | None = None
+    is_link: bool = False
+    is_directory: bool = False
 
 
 def discover(
@@ -109,15 +110,15 @@ def _class(piece: str) -> str:
 
 
 def _distinct(found: Iterator[_Found]) -> list[Store]:
-    """Keep one of the names of each file: that of a Chroma directory, of a file rather than of a link, the first."""
-    kept: dict[tuple[int, int], Store] = {}
-    others = []
-    for item in sorted(found, key=lambda f: (f.store.kind != "chroma", f.is_link, f.store.name)):
-        if item.identity is None:
-            others.append(item.store)
-        else:
-            kept.setdefault(item.identity, item.store)
-    return [*kept.values(), *others]
+    """Keep one of the names of each file, the first that is no link; none if it is the catalogue of a directory."""
+    listed = list(found)
+    kept: list[Store] = [item.store for item in listed if item.identity is None or item.is_directory]
+    seen = {item.identity for item in listed if item.is_directory}
+    for item in sorted(listed, key=lambda f: (f.is_link, f.store.name)):
+        if item.identity is not None and item.identity not in seen:
+            seen.add(item.identity)
+            kept.append(item.store)
+    return kept
 
 
 def _walk(root: Path, directory: Path) -> Iterator[_Found]:
@@ -127,7 +128,7 @@ def _walk(root: Path, directory: Path) -> Iterator[_Found]:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
         # A directory could hold anything; of the three kinds, only Chroma's store is one itself.
-        yield _Found(Store("chroma", directory, name, f"{error.strerror}: {_UNKNOWN}"), None, False)
+        yield _Found(Store("chroma", directory, name, f"{error.strerror}: {_UNKNOWN}"))
         return
     if any(entry.name == "PG_VERSION" for entry in entries):
         return
@@ -139,9 +140,11 @@ def _walk(root: Path, directory: Path) -> Iterator[_Found]:
     catalogue = directory / CATALOGUE
     found = [item for file in files if file != catalogue for item in _file(root, file)]
     if catalogue in files:
-        yield _Found(Store("chroma", directory, name, _access_problem(catalogue)), _identity(catalogue), False)
+        yield _Found(
+            Store("chroma", directory, name, _access_problem(catalogue)), _identity(catalogue), is_directory=True
+        )
     elif any(_is_segment(sub) for sub in directories) and not any(item.store.kind == "chroma" for item in found):
-        yield _Found(Store("chroma", directory, name), None, False)
+        yield _Found(Store("chroma", directory, name))
     yield from found
     for sub in directories:
         yield from _walk(root, sub)
@@ -172,10 +175,10 @@ def _file(root: Path, path: Path) -> Iterator[_Found]:
     except FileNotFoundError:
         if not path.is_symlink() or not (suffixed or kind == "jsonl"):
             return
-        yield _Found(Store(kind, path, name, "is a symbolic link to a file that does not exist"), None, True)
+        yield _Found(Store(kind, path, name, "is a symbolic link to a file that does not exist"))
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        yield _Found(Store(kind, path, name, f"{reason}: {_UNKNOWN}"), None, path.is_symlink())
+        yield _Found(Store(kind, path, name, f"{reason}: {_UNKNOWN}"))
     else:
         yield _Found(Store(kind, real, name, problem), identity, path.is_symlink())
 

@@ -61,17 +61,18 @@ class KeyColumn:
 
     def compare(self, operator: str, value: Value, encoding: str) -> Condition:
         """Write a comparison with a value."""
-        placeholder, bound = bind(value, encoding)
-        return f"{self.compared} {operator} {placeholder}", (bound,)
+        text, bound = bind(value, encoding)
+        return f"{self.compared} {operator} {text}", bound
 
 
-def bind(value: Value, encoding: str) -> tuple[str, Value]:
-    """Return the placeholder for a value and what to bind to it.
+def bind(value: Value, encoding: str) -> Condition:
+    """Write a value as SQL, with what is to be bound.
 
-    A ``str`` with lone surrogates stands for bytes that SQLite does not take as text; they go in as a BLOB.
+    A ``str`` with lone surrogates stands for bytes that do not go in as text. They are written out: SQLite takes a
+    *bound* BLOB for UTF-8 when it casts it, whatever the encoding of the database, a BLOB literal for what it says.
     """
     if not isinstance(value, str):
-        return "?", value
+        return "?", (value,)
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -79,8 +80,8 @@ def bind(value: Value, encoding: str) -> tuple[str, Value]:
         if encoding != "UTF-8":
             raw = raw.decode("utf-8", "surrogatepass").encode(encoding, "surrogatepass")
         # The plus takes away the affinity that CAST gives, which a bound value does not have either.
-        return "+CAST(? AS TEXT)", raw
-    return "?", value
+        return f"+CAST(x'{raw.hex()}' AS TEXT)", ()
+    return "?", (value,)
 
 
 def reading_key(table: Table, where: str) -> tuple[KeyColumn, ...]:
