@@ -140,7 +140,7 @@ class SqliteFile:
             connection.execute("BEGIN")
             header = self._header()
             mode: Literal["wal", "delete"] = "wal" if header is not None and header.wal else "delete"
-            return describe(connection, mode)
+            return describe(connection, mode, self.name)
 
         return self.run(read)
 

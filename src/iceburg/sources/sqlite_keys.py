@@ -9,7 +9,7 @@ from typing import TypeAlias
 from iceburg.errors import SourceError
 from iceburg.records import Key, Value
 from iceburg.sources.sqlite_schema import Table
-from iceburg.sources.sqlite_sql import quote
+from iceburg.sources.sqlite_sql import is_utf8, quote
 
 Condition: TypeAlias = tuple[str, tuple[Value, ...]]
 """SQL text and the values of its placeholders."""
@@ -71,11 +71,7 @@ def bind(value: Value, encoding: str) -> Condition:
     A ``str`` with lone surrogates stands for bytes that do not go in as text. They are written out: SQLite takes a
     *bound* BLOB for UTF-8 when it casts it, whatever the encoding of the database, a BLOB literal for what it says.
     """
-    if not isinstance(value, str):
-        return "?", (value,)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
+    if isinstance(value, str) and not is_utf8(value):
         raw = value.encode("utf-8", "surrogateescape")
         if encoding != "UTF-8":
             raw = raw.decode("utf-8", "surrogatepass").encode(encoding, "surrogatepass")

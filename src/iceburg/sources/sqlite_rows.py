@@ -11,7 +11,7 @@ from iceburg.records import Batch, Key, encode_key
 from iceburg.sources.sqlite_fetch import Fetched, Row, Statement, fetch, text_encoding
 from iceburg.sources.sqlite_keys import RENAME_HINT, beyond, reading_key, within
 from iceburg.sources.sqlite_schema import Table
-from iceburg.sources.sqlite_sql import quote
+from iceburg.sources.sqlite_sql import is_utf8, quote
 
 if TYPE_CHECKING:
     from iceburg.sources.sqlite import SqliteFile
@@ -45,6 +45,7 @@ class TableReader:
         self.columns = tuple(column.name for column in table.columns)
         self._file = file
         self._where = f"{file.name}, table {table.name}"
+        self._refuse_unspeakable_names()
         self._key = reading_key(table, self._where)
         self.key_width = len(self._key)
         self._by_rowid = self._key[0].is_rowid
@@ -147,6 +148,15 @@ class TableReader:
             Statement(f"FROM {self._from}", order, [*beyond(self._key[: shared + 1], after, encoding), *ends])
             for shared in reversed(range(self.key_width))
         ]
+
+    def _refuse_unspeakable_names(self) -> None:
+        for name in (self.table.name, *self.columns):
+            if not is_utf8(name):
+                raise SourceError(
+                    f"the name {name!r} is not UTF-8, so no query can name it",
+                    where=self._where.encode("utf-8", "backslashreplace").decode(),
+                    hint="Rename it in a copy and migrate that.",
+                )
 
     def _refuse_null_keys(self) -> None:
         """Refuse a table whose rows the primary key does not tell apart, rather than lose some of them.

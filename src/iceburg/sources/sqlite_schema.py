@@ -7,7 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
-from iceburg.sources.sqlite_sql import quote, table_options
+from iceburg.errors import SourceError
+from iceburg.sources.sqlite_sql import is_utf8, quote, table_options
 
 OUR_PREFIX = "_iceburg_"
 """Tables and triggers of this name are the change log's, not the application's."""
@@ -177,8 +178,16 @@ class DatabaseDescription:
         raise KeyError(name)
 
 
-def describe(connection: sqlite3.Connection, journal_mode: Literal["wal", "delete"]) -> DatabaseDescription:
-    """Read the description of the database that the connection has open, within its read transaction."""
+def describe(
+    connection: sqlite3.Connection, journal_mode: Literal["wal", "delete"], where: str = ""
+) -> DatabaseDescription:
+    """Read the description of the database that the connection has open, within its read transaction.
+
+    Raises
+    ------
+    SourceError
+        The name of a table or index is not UTF-8.
+    """
     master = [
         SchemaObject(*row)
         for row in connection.execute(
@@ -191,6 +200,13 @@ def describe(connection: sqlite3.Connection, journal_mode: Literal["wal", "delet
         _fold(name)
         for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND NOT rootpage")
     }
+    for item in master:
+        if not is_utf8(item.name):
+            raise SourceError(
+                f"the name of the {item.type} {item.name!r} is not UTF-8, so no query can name it",
+                where=where,
+                hint="Rename it in a copy and migrate that.",
+            )
     tables, skipped = [], []
     shadows = _shadow_tables(connection)
     sequences = _sequences(connection)

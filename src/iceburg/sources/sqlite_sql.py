@@ -53,6 +53,15 @@ def unquote(token: str) -> str:
     return token
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether a text has no lone surrogates, which stand for bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def tokens(sql: str) -> list[str]:
     """Split SQL text into its tokens, without spaces and comments; quoted ones keep their quotes."""
     return [match.group() for match in _TOKEN.finditer(sql) if match.lastgroup != "space"]
