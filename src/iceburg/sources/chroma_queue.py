@@ -91,8 +91,8 @@ def locate_vectors(
     taken_in
         Last position that the index holds.
     in_index
-        Ids that the index has; None where it cannot be known. Then an operation counts that needs the id to be there, or
-        not to be there, and the tables tell which ones did nothing.
+        Ids that the index has; None where it cannot be known. Then an operation counts that needs the id to be there,
+        or not to be there, and the tables tell which ones did nothing.
     complete
         Whether the queue has every operation since the collection was made.
     """
@@ -141,7 +141,7 @@ def _apply(found: VectorPositions, op: Operation, in_index: Container[str] | Non
     if not op.has_vector:
         return
     present = op.id in found.pending or op.id in found.settled
-    if in_index is None and not present:
+    if in_index is None and not present and op.id not in found.removed:
         found.pending[op.id] = op.seq
         return
     present = present or (in_index is not None and op.id in in_index and op.id not in found.removed)

@@ -1,19 +1,173 @@
-"""Salvaging the readable rows of a cut or malformed SQLite database."""
+"""Salvaging the readable rows of a cut or malformed ``chroma.sqlite3`` into a sound private database."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from iceburg.sources.chroma_pages import Cell, PageFile, RawText, TreeDamage, UnreadableError
+
+_TABLES = frozenset(
+    {
+        "databases",
+        "collections",
+        "collection_metadata",
+        "segments",
+        "segment_metadata",
+        "max_seq_id",
+        "embeddings",
+        "embedding_metadata",
+        "embedding_metadata_array",
+        "embeddings_queue",
+        "embeddings_queue_config",
+    }
+)
+_CREATE = re.compile(r"\s*CREATE\s+TABLE[^(]*\((.*)\)[^)]*\Z", re.IGNORECASE | re.DOTALL)
+_COLUMN = re.compile(r"\s*[\"'`\[]?(\w+)[\"'`\]]?\s*(.*)", re.DOTALL)
+_NOT_COLUMNS = frozenset({"primary", "unique", "foreign", "check", "constraint"})
+#: Chroma's metadata segments find the records of a collection by this pair.
+_INDEXES = {
+    "embeddings": "CREATE INDEX by_id ON embeddings (segment_id, embedding_id)",
+    "embedding_metadata": "CREATE INDEX by_record ON embedding_metadata (id)",
+    "embedding_metadata_array": "CREATE INDEX array_by_record ON embedding_metadata_array (id)",
+}
 
 
 @dataclass(slots=True)
 class Salvage:
-    """What could be salvaged."""
+    """What could be salvaged.
+
+    Attributes
+    ----------
+    tables
+        Rows read of each table.
+    damage
+        What of a table cannot be read, for the tables of which something cannot.
+    recovered
+        Rows of ``embeddings`` that only its index still had.
+    """
 
     tables: dict[str, int] = field(default_factory=dict)
+    damage: dict[str, TreeDamage] = field(default_factory=dict)
+    recovered: int = 0
+
+    def touches(self, *tables: str) -> bool:
+        """Tell whether rows of one of these tables may be lost."""
+        return any(table in self.damage for table in tables)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    name: str
+    affinity: str
+    is_rowid: bool
 
 
 def salvage_database(path: Path, target: sqlite3.Connection) -> Salvage:
-    """Copy the readable rows of the database at `path` into `target`."""
-    return Salvage()
+    """Copy the readable rows of the database at `path` into the empty database `target`."""
+    salvage = Salvage()
+    try:
+        pages = PageFile(path)
+    except UnreadableError:
+        return salvage
+    try:
+        schema_damage = TreeDamage()
+        roots: dict[str, tuple[int, str]] = {}
+        index_root = 0
+        for _, row in pages.table(1, schema_damage):
+            kind, name, table, root, sql = (_text(cell) if isinstance(cell, RawText) else cell for cell in row[:5])
+            if kind == "table" and name in _TABLES and isinstance(root, int) and isinstance(sql, str):
+                roots[str(name)] = root, sql
+            elif kind == "index" and table == "embeddings" and sql is None and isinstance(root, int):
+                index_root = root
+        target.execute("BEGIN")
+        for name, (root, sql) in sorted(roots.items()):
+            _copy_table(pages, target, salvage, name, root, parse_columns(sql))
+        if schema_damage:
+            for name in _TABLES - {"embedding_metadata_array", "embeddings_queue_config"} - roots.keys():
+                salvage.damage[name] = schema_damage
+        if index_root and salvage.touches("embeddings"):
+            _recover_from_index(pages, target, salvage, index_root)
+        target.execute("COMMIT")
+    finally:
+        pages.close()
+    return salvage
+
+
+def parse_columns(sql: str) -> list[_Column]:
+    """Read the columns of a CREATE TABLE statement without running it."""
+    found = _CREATE.match(re.sub(r"--[^\n]*", "", sql))
+    columns = []
+    for part in _split(found.group(1)) if found else ():
+        match = _COLUMN.match(part)
+        if match and match.group(1).lower() not in _NOT_COLUMNS:
+            declared = " ".join(match.group(2).upper().split())
+            first = declared.split(" ")[0]
+            affinity = first if first in {"INTEGER", "INT", "TEXT", "REAL"} else ""
+            columns.append(_Column(match.group(1), affinity, declared.startswith("INTEGER PRIMARY KEY")))
+    return columns
+
+
+def _split(text: str) -> Iterable[str]:
+    depth, start = 0, 0
+    for at, character in enumerate(text):
+        if character == "(":
+            depth += 1
+        elif character == ")":
+            depth -= 1
+        elif character == "," and depth == 0:
+            yield text[start:at]
+            start = at + 1
+    yield text[start:]
+
+
+def _copy_table(
+    pages: PageFile, target: sqlite3.Connection, salvage: Salvage, name: str, root: int, columns: list[_Column]
+) -> None:
+    if not columns:
+        return
+    declared = ", ".join(f'"{c.name}" {"INTEGER PRIMARY KEY" if c.is_rowid else c.affinity}' for c in columns)
+    target.execute(f"CREATE TABLE {name} ({declared})")
+    damage = TreeDamage()
+    count = 0
+    for rowid, row in pages.table(root, damage):
+        if len(row) > len(columns):
+            damage.rows += 1
+            continue
+        row += [None] * (len(columns) - len(row))
+        cells = [rowid if column.is_rowid else cell for column, cell in zip(columns, row, strict=True)]
+        names = "".join(f', "{c.name}"' for c in columns)
+        if any(c.is_rowid for c in columns):
+            sql, values = f"INSERT OR IGNORE INTO {name} ({names[2:]}) VALUES (", cells
+        else:
+            sql, values = f"INSERT OR IGNORE INTO {name} (rowid{names}) VALUES (", [rowid, *cells]
+        marks = ("CAST(? AS TEXT)" if isinstance(value, RawText) else "?" for value in values)
+        bound = [value.data if isinstance(value, RawText) else value for value in values]
+        count += target.execute(sql + ", ".join(marks) + ")", bound).rowcount
+    if name in _INDEXES:
+        target.execute(_INDEXES[name])
+    salvage.tables[name] = count
+    if damage:
+        salvage.damage[name] = damage
+
+
+def _recover_from_index(pages: PageFile, target: sqlite3.Connection, salvage: Salvage, root: int) -> None:
+    """Take rows of `embeddings` whose page is lost from the index on segment and id; their position stays unknown."""
+    damage = TreeDamage()
+    sql = "INSERT OR IGNORE INTO embeddings (id, segment_id, embedding_id) VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT))"
+    for row in pages.index(root, damage):
+        match row:
+            case [RawText(segment), RawText(identity), int(rowid)]:
+                salvage.recovered += target.execute(sql, (rowid, segment, identity)).rowcount
+            case _:
+                damage.rows += 1
+    if not damage:
+        # The index has every row, so nothing is lost but positions.
+        del salvage.damage["embeddings"]
+
+
+def _text(cell: Cell) -> Cell | str:
+    return cell.data.decode("utf-8", "surrogateescape") if isinstance(cell, RawText) else cell
