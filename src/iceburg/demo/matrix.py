@@ -122,10 +122,11 @@ def _entities(seed: int) -> Iterator[tuple[SqlValue, ...]]:
         year = 1930 + (bits >> 56) % 80
         date = f"{year}-{1 + (bits >> 64) % 12:02d}-{1 + (bits >> 68) % 28:02d}"
         decision = (bits >> 72) & 0xFFFF
+        coined = words.COINED[(bits >> 108) & 0xFFF]
         properties: dict[str, object]
         if kind < _PERSON_BELOW:
             entity_type = "person"
-            name = f"{given} {family}"
+            name = f"{given} {coined} {family}"
             properties = {
                 "name": [name],
                 "alias": [f"{family}, {given}", f"{given[:1]}. {family}"][: (bits >> 88) % 3],
@@ -143,7 +144,7 @@ def _entities(seed: int) -> Iterator[tuple[SqlValue, ...]]:
         else:
             entity_type = _TYPES[kind - _PERSON_BELOW]
             trade = words.TRADES[(bits >> 88) & 15]
-            name = f"{family} {trade} {words.FORMS[(bits >> 92) % len(words.FORMS)]}"
+            name = f"{coined} {family} {trade} {words.FORMS[(bits >> 92) % len(words.FORMS)]}"
             properties = {
                 "name": [name],
                 "alias": [],
@@ -225,7 +226,10 @@ def write_matrix(
         progress(f"{name}: indexes")
         for statement in _INDEXES.split(";"):
             connection.execute(statement)
-    missing = relationships // _DANGLING_EVERY if odd else 0
+    missing = 0
+    if odd:
+        dangling = range(_DANGLING_EVERY - 1, relationships, _DANGLING_EVERY)
+        missing = sum(n not in odd_relationships or odd_relationships[n].column != "target_id" for n in dangling)
     if missing:
         found.append(OddValue("dangling end", "relationships", "target_id", missing))
     return StoreContents(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -221,7 +222,7 @@ SPECIMENS: Final[tuple[Specimen, ...]] = (
             f"l{n}",
             n & 1,
             f'{{"n": {n}}}',
-            f"{rng.getrandbits(128):032x}",
+            str(uuid.UUID(int=rng.getrandbits(128), version=4)),
         ),
         (
             _odd_measure("text for INTEGER", "whole", "n/a"),

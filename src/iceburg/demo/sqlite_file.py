@@ -70,7 +70,7 @@ def insert(connection: sqlite3.Connection, table: str, columns: Sequence[str], v
 
 
 def place(oddities: Sequence[Oddity], total: int) -> dict[int, Oddity]:
-    """Spread oddities over the rows 1 .. total - 1, at most one in two rows; those without room are left out."""
+    """Spread oddities over the rows, never the first and at most one in two; those without room are left out."""
     kept = oddities[: total // 2]
     step = total // len(kept) if kept else 0
     return {index * step + step // 2: oddity for index, oddity in enumerate(kept)}

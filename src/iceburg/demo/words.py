@@ -70,6 +70,9 @@ NOUNS: Final = (
 VERBS: Final = ("links", "outweighs", "predates", "explains", "contradicts", "follows", "amplifies", "limits", "hides")
 EMOJI: Final = ("🧊", "🚢", "👩🏽‍🔬", "🇫🇴", "📈", "🜁")
 
+_SYLLABLES = ("ka", "ro", "vin", "ta", "lei", "sur", "mo", "dan", "ze", "bru", "ny", "ost", "gha", "pel", "ij", "wen")
+COINED: Final = tuple((a + b + c).capitalize() for a in _SYLLABLES for b in _SYLLABLES for c in _SYLLABLES)
+
 _START = 1_735_689_600  # 2025-01-01 00:00:00 UTC
 _SPAN = 31_000_000  # not quite a year, in seconds
 
