@@ -11,9 +11,14 @@ from pathlib import Path
 from types import TracebackType
 
 from iceburg.errors import SourceError
-from iceburg.sources.chroma_catalogue import CollectionInfo, read_collections
+from iceburg.sources.chroma_catalogue import (
+    CollectionInfo,
+    nameless_collections,
+    read_collections,
+    vector_segments,
+)
 from iceburg.sources.chroma_database import ChromaDatabase, NoCatalogueError
-from iceburg.sources.chroma_loss import Loss
+from iceburg.sources.chroma_loss import Loss, salvage_losses
 from iceburg.sources.chroma_orphan import OrphanReader, orphan_collections
 from iceburg.sources.chroma_reader import CollectionReader
 
@@ -70,17 +75,38 @@ class ChromaStore:
             self._database.close()
 
     def collections(self) -> list[CollectionInfo]:
-        """List the collections, ordered by tenant, database and name."""
+        """List the collections, ordered by tenant, database and name.
+
+        Raises
+        ------
+        SourceError
+            The catalogue is gone and there is no index either.
+        """
         if self._database is None:
-            return orphan_collections(self.path, self.name)
-        return self._database.read(read_collections)
+            found = orphan_collections(self.path)
+            if not found:
+                raise SourceError(
+                    "neither chroma.sqlite3 nor an index in the directory can be read",
+                    where=self.name,
+                    hint="Restore the directory from a backup.",
+                )
+            return found
+        found = self._database.read(read_collections)
+        salvage = self._database.salvage
+        if salvage is not None and salvage.touches("collections", "segments"):
+            # Whether a directory is a deleted collection's is written in the tables that are damaged.
+            claimed = self._database.read(vector_segments)
+            found += self._database.read(nameless_collections) + orphan_collections(self.path, claimed)
+        return found
 
     def reader(self, collection: CollectionInfo) -> CollectionReader | OrphanReader:
         """Return a reader of one of the collections."""
-        if self._database is None:
+        if self._database is None or (not collection.database and (self.path / collection.id).is_dir()):
             return OrphanReader(self.path, collection)
         return CollectionReader(self.path, self._database, self.name, collection)
 
     def losses(self) -> list[Loss]:
         """List what is known to be lost of the store as a whole; the readers list what their collections lost."""
-        return list(self._losses)
+        if self._database is None or self._database.salvage is None:
+            return list(self._losses)
+        return self._losses + salvage_losses(self._database.salvage)

@@ -96,6 +96,8 @@ def max_sequence(connection: sqlite3.Connection, segment: str | None) -> int | N
 
 def read_collections(connection: sqlite3.Connection) -> list[CollectionInfo]:
     """List the collections, ordered by tenant, database and name."""
+    if not columns(connection, "collections"):
+        return []
     have = columns(connection, "collections")
     config = "c.config_json_str" if "config_json_str" in have else "NULL"
     schema = "c.schema_str" if "schema_str" in have else "NULL"
@@ -128,12 +130,53 @@ def read_collections(connection: sqlite3.Connection) -> list[CollectionInfo]:
     return sorted(collections, key=lambda c: (c.tenant, c.database, c.name, c.id))
 
 
+def nameless_collections(connection: sqlite3.Connection) -> list[CollectionInfo]:
+    """List the collections whose segments are there while their own row is lost, under their ids."""
+    if not columns(connection, "segments"):
+        return []
+    known = "SELECT id FROM collections" if columns(connection, "collections") else "SELECT NULL WHERE 0"
+    found = connection.execute(
+        f"SELECT DISTINCT collection FROM segments WHERE collection NOT IN ({known}) ORDER BY 1"  # noqa: S608
+    ).fetchall()
+    nameless = []
+    for (identity,) in found:
+        vector = segments_of(connection, identity).vector
+        of_segment = {} if vector is None else _own_metadata(connection, "segment_metadata", "segment_id", vector)
+        metadata = _own_metadata(connection, "collection_metadata", "collection_id", identity)
+        distance = choose_distance(None, None, of_segment, metadata)
+        nameless.append(CollectionInfo(identity, "", "", identity, None, distance, metadata))
+    return nameless
+
+
+def is_complete(connection: sqlite3.Connection) -> bool:
+    """Tell whether the queue still has every row: never pruned in 0.4, nor in stores upgraded from it."""
+    if not columns(connection, "embeddings_queue_config"):
+        return True
+    row = connection.execute("SELECT config_json_str FROM embeddings_queue_config").fetchone()
+    if row is None or not isinstance(row[0], str):
+        return False
+    try:
+        settings = json.loads(row[0])
+    except ValueError:
+        return False
+    return isinstance(settings, dict) and settings.get("automatically_purge") is False
+
+
 def segments_of(connection: sqlite3.Connection, collection: str) -> Segments:
     """Return the segments that the catalogue gives a collection."""
+    if not columns(connection, "segments"):
+        return Segments(None, None)
     by_scope = dict(
         connection.execute("SELECT scope, id FROM segments WHERE collection = ? ORDER BY id DESC", (collection,))
     )
     return Segments(by_scope.get("VECTOR"), by_scope.get("METADATA"))
+
+
+def vector_segments(connection: sqlite3.Connection) -> frozenset[str]:
+    """Return the ids of all vector segments, which are the names of their directories."""
+    if not columns(connection, "segments"):
+        return frozenset()
+    return frozenset(i for (i,) in connection.execute("SELECT id FROM segments WHERE scope = 'VECTOR'"))
 
 
 def choose_distance(

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from iceburg.records import ChromaRecord
+from iceburg.sources.chroma_salvage import Salvage
 
 _RECORD_LOSSES = {
-    "missing": ("vector-missing", "the vector is in no file; text and metadata are complete"),
+    "missing": ("vector-missing", "the vector is in no file"),
     "direction": ("norm-lost", "the vector is a unit vector: its length is lost"),
     "label-order": ("label-order", "the vector was matched by the order of rows, which the files do not prove"),
 }
@@ -21,8 +22,8 @@ class Loss:
     Attributes
     ----------
     kind
-        ``vector-missing``, ``norm-lost``, ``label-order``, ``catalogue-gone``, ``record-unreadable``,
-        ``index-unreadable``, ``index-cut``, ``pickle-refused``.
+        ``vector-missing``, ``vector-outdated``, ``text-missing``, ``norm-lost``, ``label-order``, ``catalogue-gone``,
+        ``table-damaged``, ``record-unreadable``, ``index-unreadable``, ``index-cut``, ``pickle-refused``.
     collection
         Tenant, database and name of the collection; empty where the loss concerns the store.
     ids
@@ -44,3 +45,15 @@ def losses_of_records(collection: str, records: Iterable[ChromaRecord]) -> list[
         if record.origin in _RECORD_LOSSES:
             ids.setdefault(record.origin, []).append(record.id)
     return [Loss(_RECORD_LOSSES[o][0], collection, tuple(found), _RECORD_LOSSES[o][1]) for o, found in ids.items()]
+
+
+def salvage_losses(salvage: Salvage) -> list[Loss]:
+    """List what a damaged database has lost, table by table."""
+    found = []
+    for table, damage in sorted(salvage.damage.items()):
+        detail = f"chroma.sqlite3: of {table}, {len(damage.pages)} pages and {damage.rows} rows cannot be read"
+        found.append(Loss("table-damaged", "", (), detail))
+    if salvage.lost_rows:
+        detail = f"{salvage.lost_rows} records have metadata, but their ids cannot be read"
+        found.append(Loss("record-unreadable", "", (), detail))
+    return found

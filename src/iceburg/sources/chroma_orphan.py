@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from iceburg.errors import SourceError
 from iceburg.records import Batch, ChromaRecord, Key, VectorOrigin
 from iceburg.sources.chroma_catalogue import CollectionInfo
 from iceburg.sources.chroma_index import HnswIndex, segment_directories
 from iceburg.sources.chroma_loss import Loss, losses_of_records
+from iceburg.sources.chroma_reader import row_of
 
 
-def orphan_collections(directory: Path, store: str) -> list[CollectionInfo]:
-    """List the indexes of a directory as collections named by their segment.
-
-    Raises
-    ------
-    SourceError
-        There is none.
-    """
+def orphan_collections(directory: Path, claimed: Container[str] = ()) -> list[CollectionInfo]:
+    """List the indexes of a directory, except those of segments that are claimed, as collections named by segment."""
     found = []
     for segment in segment_directories(directory):
+        if segment.name in claimed:
+            continue
         index = HnswIndex(segment, None, None)
         dimension = index.layout.dimension if index.layout is not None and len(index.labels) else None
         name = segment.name
         found.append(CollectionInfo(name, "", "", name, dimension, "cosine" if index.cosine else "l2", {}))
-    if not found:
-        raise SourceError(
-            "neither chroma.sqlite3 nor an index in the directory can be read",
-            where=store,
-            hint="Restore the directory from a backup.",
-        )
     return found
 
 
@@ -63,8 +53,8 @@ class OrphanReader:
         self, *, after: Key | None = None, upto: Key | None = None, size: int = 10_000
     ) -> Iterator[Batch[ChromaRecord]]:
         """Yield batches of the records with ``after < (row,) <= upto``."""
-        start = 0 if after is None else int(np.searchsorted(self._rows, _row(after), "right"))
-        stop = len(self._rows) if upto is None else int(np.searchsorted(self._rows, _row(upto), "right"))
+        start = 0 if after is None else int(np.searchsorted(self._rows, row_of(after), "right"))
+        stop = len(self._rows) if upto is None else int(np.searchsorted(self._rows, row_of(upto), "right"))
         for first in range(start, stop, size):
             places = range(first, min(first + size, stop))
             records = [self._record(place) for place in places]
@@ -86,10 +76,3 @@ class OrphanReader:
                 vector = vectors[0].tobytes()
                 origin = "index" if not self._index.cosine else "index-norm" if known[0] else "direction"
         return ChromaRecord(row, self._ids[place], None, None, vector, origin)
-
-
-def _row(key: Key) -> int:
-    (value,) = key
-    if not isinstance(value, int):
-        raise TypeError(f"the key of a Chroma record is one row number, not {key!r}")
-    return value

@@ -1,7 +1,7 @@
 """Walking the b-trees of a damaged SQLite file, page by page, past the pages that SQLite itself would stop at.
 
-The layout is that of https://www.sqlite.org/fileformat2.html, sections 1.3 to 2.1. Nothing is taken from a page that its
-tree does not lead to, so rows that were deleted do not come back.
+The layout is that of https://www.sqlite.org/fileformat2.html, sections 1.3 to 2.1. Nothing is taken from a page that
+its tree does not lead to, so rows that were deleted do not come back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,21 @@ class RawText:
     data: bytes
 
 
-Cell: TypeAlias = None | int | float | bytes | RawText
+Cell: TypeAlias = int | float | bytes | RawText | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Row numbers between two rows of a table that are on both sides of what is lost.
+
+    Attributes
+    ----------
+    after, before
+        The rows on both sides; `before` is None at the end of the table.
+    """
+
+    after: int
+    before: int | None
 
 
 @dataclass(slots=True)
@@ -40,10 +54,13 @@ class TreeDamage:
         Numbers of pages that are missing or are not what they should be.
     rows
         Rows on readable pages that are themselves unreadable.
+    gaps
+        Where row numbers of a table may be lost.
     """
 
     pages: list[int] = field(default_factory=list)
     rows: int = 0
+    gaps: list[Gap] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.pages) or self.rows > 0
@@ -85,17 +102,25 @@ class PageFile:
 
     def table(self, root: int, damage: TreeDamage) -> Iterator[tuple[int, list[Cell]]]:
         """Yield rowid and columns of each readable row of a table."""
+        last, lost = 0, 0
         for page, start in self._leaves(root, (_TABLE_LEAF, _TABLE_INTERIOR), damage):
             for at in _pointers(page, start, 8):
                 try:
                     size, at = _varint(page, at)
-                    rowid, at = _varint(page, at)
+                    number, at = _varint(page, at)
                     payload = self._payload(page, at, size, self._usable - 35)
                     row = _decode(payload)
                 except UnreadableError:
                     damage.rows += 1
                     continue
-                yield (rowid - (1 << 64) if rowid >> 63 else rowid), row
+                rowid = number - (1 << 64) if number >> 63 else number
+                if len(damage.pages) + damage.rows > lost:
+                    damage.gaps.append(Gap(last, rowid))
+                    lost = len(damage.pages) + damage.rows
+                last = rowid
+                yield rowid, row
+        if len(damage.pages) + damage.rows > lost:
+            damage.gaps.append(Gap(last, None))
 
     def index(self, root: int, damage: TreeDamage) -> Iterator[list[Cell]]:
         """Yield the columns of each readable entry of an index."""

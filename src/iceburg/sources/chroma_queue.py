@@ -5,7 +5,6 @@ The state keeps positions, not vectors: what a batch needs of the queue is fetch
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -63,20 +62,6 @@ def read_operations(connection: sqlite3.Connection, collection: str) -> Iterator
     )
     for seq, operation, identity, has_vector in rows:
         yield Operation(seq, operation, identity, bool(has_vector))
-
-
-def is_complete(connection: sqlite3.Connection) -> bool:
-    """Tell whether the queue still has every row: never pruned in 0.4, nor in stores upgraded from it."""
-    if not columns(connection, "embeddings_queue_config"):
-        return True
-    row = connection.execute("SELECT config_json_str FROM embeddings_queue_config").fetchone()
-    if row is None or not isinstance(row[0], str):
-        return False
-    try:
-        settings = json.loads(row[0])
-    except ValueError:
-        return False
-    return isinstance(settings, dict) and settings.get("automatically_purge") is False
 
 
 def locate_vectors(

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iceburg.sources.chroma_pages import Cell, PageFile, RawText, TreeDamage, UnreadableError
+from iceburg.sources.chroma_catalogue import is_complete
+from iceburg.sources.chroma_pages import Cell, Gap, PageFile, RawText, TreeDamage, UnreadableError
 
 _TABLES = frozenset(
     {
@@ -23,8 +24,11 @@ _TABLES = frozenset(
         "embedding_metadata_array",
         "embeddings_queue",
         "embeddings_queue_config",
+        "embedding_fulltext_search_content",
     }
 )
+#: Tables that not every version has.
+_OPTIONAL = frozenset({"embedding_metadata_array", "embeddings_queue_config", "embedding_fulltext_search_content"})
 _CREATE = re.compile(r"\s*CREATE\s+TABLE[^(]*\((.*)\)[^)]*\Z", re.IGNORECASE | re.DOTALL)
 _COLUMN = re.compile(r"\s*[\"'`\[]?(\w+)[\"'`\]]?\s*(.*)", re.DOTALL)
 _NOT_COLUMNS = frozenset({"primary", "unique", "foreign", "check", "constraint"})
@@ -48,11 +52,17 @@ class Salvage:
         What of a table cannot be read, for the tables of which something cannot.
     recovered
         Rows of ``embeddings`` that only its index still had.
+    documents
+        Documents that only the full-text table still had.
+    lost_rows
+        Numbers of records whose ids cannot be read, though some of their metadata can.
     """
 
     tables: dict[str, int] = field(default_factory=dict)
     damage: dict[str, TreeDamage] = field(default_factory=dict)
     recovered: int = 0
+    documents: int = 0
+    lost_rows: int = 0
 
     def touches(self, *tables: str) -> bool:
         """Tell whether rows of one of these tables may be lost."""
@@ -87,10 +97,15 @@ def salvage_database(path: Path, target: sqlite3.Connection) -> Salvage:
         for name, (root, sql) in sorted(roots.items()):
             _copy_table(pages, target, salvage, name, root, parse_columns(sql))
         if schema_damage:
-            for name in _TABLES - {"embedding_metadata_array", "embeddings_queue_config"} - roots.keys():
+            for name in _TABLES - _OPTIONAL - roots.keys():
                 salvage.damage[name] = schema_damage
         if index_root and salvage.touches("embeddings"):
             _recover_from_index(pages, target, salvage, index_root)
+        if salvage.touches("embedding_metadata"):
+            _recover_documents(target, salvage)
+        if salvage.touches("embeddings") and {"embeddings", "embedding_metadata"} <= salvage.tables.keys():
+            sql = "SELECT count(DISTINCT id) FROM embedding_metadata WHERE id NOT IN (SELECT id FROM embeddings)"
+            (salvage.lost_rows,) = target.execute(sql).fetchone()
         target.execute("COMMIT")
     finally:
         pages.close()
@@ -131,6 +146,9 @@ def _copy_table(
         return
     declared = ", ".join(f'"{c.name}" {"INTEGER PRIMARY KEY" if c.is_rowid else c.affinity}' for c in columns)
     target.execute(f"CREATE TABLE {name} ({declared})")
+    stored = [c.name for c in columns] if any(c.is_rowid for c in columns) else ["rowid", *(c.name for c in columns)]
+    names = ", ".join(f'"{column}"' for column in stored)
+    into = f"INSERT OR IGNORE INTO {name} ({names}) VALUES"
     damage = TreeDamage()
     count = 0
     for rowid, row in pages.table(root, damage):
@@ -139,14 +157,10 @@ def _copy_table(
             continue
         row += [None] * (len(columns) - len(row))
         cells = [rowid if column.is_rowid else cell for column, cell in zip(columns, row, strict=True)]
-        names = "".join(f', "{c.name}"' for c in columns)
-        if any(c.is_rowid for c in columns):
-            sql, values = f"INSERT OR IGNORE INTO {name} ({names[2:]}) VALUES (", cells
-        else:
-            sql, values = f"INSERT OR IGNORE INTO {name} (rowid{names}) VALUES (", [rowid, *cells]
+        values = cells if len(stored) == len(columns) else [rowid, *cells]
         marks = ("CAST(? AS TEXT)" if isinstance(value, RawText) else "?" for value in values)
         bound = [value.data if isinstance(value, RawText) else value for value in values]
-        count += target.execute(sql + ", ".join(marks) + ")", bound).rowcount
+        count += target.execute(f"{into} ({', '.join(marks)})", bound).rowcount
     if name in _INDEXES:
         target.execute(_INDEXES[name])
     salvage.tables[name] = count
@@ -164,9 +178,39 @@ def _recover_from_index(pages: PageFile, target: sqlite3.Connection, salvage: Sa
                 salvage.recovered += target.execute(sql, (rowid, segment, identity)).rowcount
             case _:
                 damage.rows += 1
-    if not damage:
+    if damage:
+        lost = salvage.damage["embeddings"]
+        lost.gaps = [gap for gap in lost.gaps if not _filled(target, gap)]
+    else:
         # The index has every row, so nothing is lost but positions.
         del salvage.damage["embeddings"]
+
+
+def _filled(target: sqlite3.Connection, gap: Gap) -> bool:
+    if gap.before is None:
+        return False
+    sql = "SELECT count(*) FROM embeddings WHERE id > ? AND id < ?"
+    (count,) = target.execute(sql, (gap.after, gap.before)).fetchone()
+    return bool(count == gap.before - gap.after - 1)
+
+
+def _recover_documents(target: sqlite3.Connection, salvage: Salvage) -> None:
+    """Take documents whose page is lost from the full-text table.
+
+    Up to 0.4 that table keeps the rows of deleted collections, and their numbers are used again; if it has any such row,
+    nothing is taken from it.
+    """
+    if not {"embeddings", "embedding_metadata", "embedding_fulltext_search_content"} <= salvage.tables.keys():
+        return
+    orphans = "SELECT 1 FROM embedding_fulltext_search_content WHERE id NOT IN (SELECT id FROM embeddings) LIMIT 1"
+    if is_complete(target) and target.execute(orphans).fetchone() is not None:
+        return
+    salvage.documents = target.execute(
+        "INSERT INTO embedding_metadata (id, key, string_value)"
+        " SELECT f.id, 'chroma:document', f.c0 FROM embedding_fulltext_search_content f"
+        " WHERE f.id IN (SELECT id FROM embeddings) AND f.id NOT IN"
+        " (SELECT id FROM embedding_metadata WHERE key = 'chroma:document')"
+    ).rowcount
 
 
 def _text(cell: Cell) -> Cell | str:

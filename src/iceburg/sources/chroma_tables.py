@@ -62,7 +62,9 @@ class PendingRecords:
 def read_rows(
     connection: sqlite3.Connection, segment: str, after: int | None, upto: int | None, size: int
 ) -> list[Row]:
-    """Read at most `size` rows of a segment in order of row, without their metadata."""
+    """Read at most `size` rows of a segment in order of row, without their metadata; -1 means all."""
+    if not columns(connection, "embeddings"):
+        return []
     bounds: list[Any] = [segment]
     where = "+segment_id = ?"
     if after is not None:
@@ -77,6 +79,21 @@ def read_rows(
         (*bounds, size),
     )
     return [Row(row, identity, sequence_number(seq)) for row, identity, seq in found]
+
+
+def count_rows(connection: sqlite3.Connection, segment: str) -> int:
+    """Count the rows of a segment."""
+    if not columns(connection, "embeddings"):
+        return 0
+    (count,) = connection.execute("SELECT count(*) FROM embeddings WHERE segment_id = ?", (segment,)).fetchone()
+    return int(count)
+
+
+def rows_of_segment(connection: sqlite3.Connection, segment: str) -> dict[str, int]:
+    """Return the row numbers of all records of a segment by id."""
+    if not columns(connection, "embeddings"):
+        return {}
+    return dict(connection.execute("SELECT embedding_id, id FROM embeddings WHERE segment_id = ?", (segment,)))
 
 
 def fill_values(connection: sqlite3.Connection, segment: str, rows: list[Row], limit: int) -> list[Row]:
@@ -136,6 +153,8 @@ def replay_records(
     operations = [op for op in operations if op.seq > taken_in]
     if not operations:
         return pending
+    if not columns(connection, "embeddings"):
+        return pending
     (top,) = connection.execute("SELECT coalesce(max(id), 0) FROM embeddings").fetchone()
     rows = _rows_of_ids(connection, segment, {op.id for op in operations})
     created: dict[str, tuple[Row, list[int]]] = {}
@@ -189,6 +208,18 @@ def merge(values: dict[str, MetadataValue], change: dict[str, MetadataValue]) ->
             values.pop(key, None)
         else:
             values[key] = value
+
+
+def restore(values: dict[str, MetadataValue], past: Iterable[tuple[int, dict[str, MetadataValue]]]) -> None:
+    """Fill in what damaged tables have lost of a record from operations that they had taken in, in order.
+
+    An operation on a record that was there decides; one that made the record only adds what is missing.
+    """
+    for operation, change in past:
+        if operation == ADD:
+            merge(values, {key: value for key, value in change.items() if key not in values})
+        else:
+            merge(values, change)
 
 
 def sharpen(values: dict[str, MetadataValue], changes: Iterable[dict[str, MetadataValue]]) -> None:

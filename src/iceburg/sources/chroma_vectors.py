@@ -1,0 +1,125 @@
+"""Choosing and reading the vector of each record, from the queue or from the index."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iceburg.records import VectorOrigin
+from iceburg.sources.chroma_index import HnswIndex, IndexDamagedError, signature
+from iceburg.sources.chroma_queue import fetch_vectors
+from iceburg.sources.chroma_state import State
+from iceburg.sources.chroma_tables import Row
+
+#: Two vectors are the same one if they differ by less than this part of the largest component.
+_SAME = 1e-6
+
+Vector = tuple[bytes | None, VectorOrigin]
+
+
+class IndexChangedError(Exception):
+    """Chroma rewrote the index while a batch was read."""
+
+
+def read_vectors(connection: sqlite3.Connection, state: State, rows: list[Row], dimension: int | None) -> list[Vector]:
+    """Read the vector of each row.
+
+    Raises
+    ------
+    IndexChangedError
+        The index on disk is no longer the one that `state` was made of.
+    """
+    candidates = [_candidates(state, row) for row in rows]
+    queued = fetch_vectors(connection, (seq for positions, _ in candidates for seq in positions))
+    if dimension is not None:
+        queued = {seq: vector for seq, vector in queued.items() if len(vector) == 4 * dimension}
+    certain = [queued.get(positions[0]) if sure else None for positions, sure in candidates]
+    indexed = _indexed(state, rows, [vector is None for vector in certain])
+    chosen: list[Vector] = []
+    for (positions, _), sure_one, stored in zip(candidates, certain, indexed, strict=True):
+        maybe = [queued[seq] for seq in positions if seq in queued]
+        if sure_one is not None:
+            chosen.append((sure_one, "queue"))
+        elif stored[0] is not None:
+            same = next((v for v in maybe if _same(v, stored[0], direction=stored[1] == "direction")), None)
+            chosen.append(stored if same is None else (same, "queue"))
+        elif maybe:
+            chosen.append((maybe[0], "queue"))
+        else:
+            chosen.append((None, "missing"))
+    return chosen
+
+
+def _candidates(state: State, row: Row) -> tuple[tuple[int, ...], bool]:
+    """Return positions of the queue that may hold a row's vector, newest first, and whether the first does."""
+    pending = state.vectors.pending.get(row.id)
+    if pending is not None:
+        # Without the pickle nobody knows what the index had; the tables know what came to nothing.
+        unproved = state.index is None or state.index.metadata is None
+        if not (unproved and row.seq is not None and row.seq < pending <= state.tables_at):
+            return (pending,), True
+    positions = state.vectors.settled.get(row.id, ())
+    if row.seq is not None:
+        # An operation that touched the record has left its position in the tables; a later one did nothing.
+        positions = tuple(seq for seq in positions if seq <= row.seq)
+    sure = bool(positions) and (row.id in state.vectors.certain or positions[0] == row.seq)
+    return positions, sure
+
+
+def _indexed(state: State, rows: list[Row], wanted: list[bool]) -> list[Vector]:
+    """Read the vectors that the index has for the rows wanted."""
+    found: list[Vector] = [(None, "missing")] * len(rows)
+    index = state.index
+    if index is None or index.layout is None:
+        return found
+    labels = state.by_order or index.id_to_label
+    places, label_list = [], []
+    for place, row in enumerate(rows):
+        if wanted[place] and row.id in labels and row.id not in state.vectors.removed:
+            places.append(place)
+            label_list.append(labels[row.id])
+    at = index.rows_of(np.array(label_list, np.int64))
+    have = np.flatnonzero(at >= 0)
+    if not len(have):
+        return found
+    try:
+        vectors, normed = index.vectors(at[have])
+    except (IndexDamagedError, FileNotFoundError) as error:
+        raise IndexChangedError from error
+    if signature(index.directory) != index.signature:
+        raise IndexChangedError
+    lost = _unrecoverable(index, at[have])
+    for number, (vector, known, gone) in enumerate(zip(vectors, normed.tolist(), lost.tolist(), strict=True)):
+        if not gone:
+            origin = _origin(index, known=known, by_order=bool(state.by_order))
+            found[places[int(have[number])]] = vector.tobytes(), origin
+    return found
+
+
+def _origin(index: HnswIndex, *, known: bool, by_order: bool) -> VectorOrigin:
+    if by_order:
+        return "label-order"
+    if not index.cosine:
+        return "index"
+    return "index-norm" if known else "direction"
+
+
+def _unrecoverable(index: HnswIndex, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which cosine rows were divided by a norm that is not finite, so that nothing of them is left."""
+    lost = np.zeros(len(rows), np.bool_)
+    if index.norms is not None:
+        known = rows < len(index.norms)
+        lost[known] = ~np.isfinite(index.norms[rows[known]])
+    return lost
+
+
+def _same(vector: bytes, stored: bytes, *, direction: bool) -> bool:
+    one, two = np.frombuffer(vector, "<f4").astype(np.float64), np.frombuffer(stored, "<f4").astype(np.float64)
+    if len(one) != len(two):
+        return False
+    if direction:
+        size = np.linalg.norm(one)
+        one = one / size if size else one
+    return bool(np.array_equal(one, two) or np.all(np.abs(one - two) <= _SAME * np.max(np.abs(one), initial=0)))
