@@ -154,9 +154,12 @@ class JsonlFile:
     def _open(self) -> Iterator[_Source]:
         try:
             file = self.path.open("rb")
+        except IsADirectoryError as error:
+            raise SourceError("is a directory, not a JSONL file", where=self._name) from error
         except OSError as error:
-            what = "is a directory, not a JSONL file" if self.path.is_dir() else f"cannot be read: {error.strerror}"
-            raise SourceError(what, where=self._name, hint="Check the path and its permissions.") from error
+            raise SourceError(
+                f"cannot be read: {error.strerror}", where=self._name, hint="Check the path and its permissions."
+            ) from error
         with file:
             yield _Source(file)
 

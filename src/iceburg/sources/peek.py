@@ -8,6 +8,7 @@ application. So descriptors of databases opened here are kept open and used agai
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -36,6 +37,8 @@ _lock = threading.Lock()
 def _keep(path: Path) -> int:
     """Return a descriptor of the file that stays open; call with the lock held."""
     status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     identity = (status.st_dev, status.st_ino)
     if identity in _kept:
         _kept.move_to_end(identity)

@@ -18,6 +18,9 @@ WAL, ``-shm`` not ours to write         from a private copy, as above
 empty file                              as an empty database, without being opened
 ======================================  ==========================================================================
 
+An application that closes its last connection in the very moment in which we open ours may find us where it leaves: an
+empty ``-wal`` and its ``-shm`` then stay behind, as they would with any other reader.
+
 Private copies lie in a new directory of mode 0700 below the system's temporary directory (``TMPDIR``), are renewed when
 the source changes, and are deleted by `SqliteFile.close`.
 """
@@ -29,6 +32,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -50,6 +54,8 @@ _State: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 # How often a read is begun again because the file changed under it, where no lock can keep it still.
 _ATTEMPTS = 5
+# Longer than a tick of any usual kernel (1 to 10 ms).
+_CLOCK_TICK_NS = 20_000_000
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _UNREADABLE = {
     sqlite3.SQLITE_CORRUPT: "the database is malformed",
@@ -219,7 +225,6 @@ class SqliteFile:
     @contextmanager
     def _opened(self) -> Iterator[tuple[sqlite3.Connection, _State | None]]:
         """Open the file in the way its surroundings ask for; the state is what must not have changed afterwards."""
-        state = self._state()
         header = self._header()
         if header is None:
             with self._connection("file::memory:") as connection:
@@ -240,6 +245,10 @@ class SqliteFile:
             except sqlite3.OperationalError as error:
                 if route == "opened" or error.sqlite_errorcode & 0xFF not in _WOULD_WRITE:
                     raise
+                route = "copy"
+        if route == "immutable":
+            state = self._settled_state()
+            if state[1] is not None and state[1][1]:  # the application has just come
                 route = "copy"
         if route == "immutable":
             with self._connection(_uri(self.path, "mode=ro&immutable=1")) as connection:
@@ -265,9 +274,13 @@ class SqliteFile:
         try:
             header = read_header(self.path)
             problem = header_problem(self.path)
+        except IsADirectoryError as error:
+            raise SourceError("is a directory, not a SQLite file", where=self.name) from error
         except OSError as error:
             raise SourceError(
-                _os_problem(error, self.path), where=self.name, hint="Check the path and its permissions."
+                f"cannot be read: {error.strerror or error}",
+                where=self.name,
+                hint="Check the path and its permissions.",
             ) from error
         if problem:
             raise SourceError(problem, where=self.name)
@@ -294,10 +307,22 @@ class SqliteFile:
                 found.append((status.st_ino, status.st_size, status.st_mtime_ns))
         return tuple(found)
 
+    def _settled_state(self) -> _State:
+        """Return a state that any later change will alter.
+
+        A file system's clock ticks every few milliseconds: two writes within one tick leave the same time.
+        """
+        while True:
+            state = self._state()
+            newest = max((entry[2] for entry in state if entry is not None), default=0)
+            if not 0 <= time.time_ns() - newest < _CLOCK_TICK_NS:
+                return state
+            time.sleep(_CLOCK_TICK_NS / 1e9)
+
     def _copy(self) -> Path:
         with self._lock:
             for _ in range(_ATTEMPTS):
-                state = self._state()
+                state = self._settled_state()
                 for copy in self._copies:
                     if copy.state == state:
                         return copy.path
@@ -336,9 +361,3 @@ class SqliteFile:
 
 def _uri(path: Path, parameters: str) -> str:
     return f"file://{quote_uri(os.fsencode(path.absolute()))}?{parameters}"
-
-
-def _os_problem(error: OSError, path: Path) -> str:
-    if path.is_dir():
-        return "is a directory, not a SQLite file"
-    return f"cannot be read: {error.strerror or error}"
