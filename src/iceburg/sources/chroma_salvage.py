@@ -197,19 +197,23 @@ def _filled(target: sqlite3.Connection, gap: Gap) -> bool:
 def _recover_documents(target: sqlite3.Connection, salvage: Salvage) -> None:
     """Take documents whose page is lost from the full-text table.
 
-    Up to 0.4 that table keeps the rows of deleted collections, and their numbers are used again; if it has any such row,
-    nothing is taken from it.
+    Up to 0.4 that table keeps the rows of deleted records, and their numbers are used again. There a document is taken
+    only for a collection whose readable records all have one.
     """
     if not {"embeddings", "embedding_metadata", "embedding_fulltext_search_content"} <= salvage.tables.keys():
         return
-    orphans = "SELECT 1 FROM embedding_fulltext_search_content WHERE id NOT IN (SELECT id FROM embeddings) LIMIT 1"
-    if is_complete(target) and target.execute(orphans).fetchone() is not None:
-        return
     salvage.documents = target.execute(
-        "INSERT INTO embedding_metadata (id, key, string_value)"
-        " SELECT f.id, 'chroma:document', f.c0 FROM embedding_fulltext_search_content f"
-        " WHERE f.id IN (SELECT id FROM embeddings) AND f.id NOT IN"
-        " (SELECT id FROM embedding_metadata WHERE key = 'chroma:document')"
+        """
+        INSERT INTO embedding_metadata (id, key, string_value)
+        SELECT f.id, 'chroma:document', f.c0
+        FROM embedding_fulltext_search_content f JOIN embeddings e ON e.id = f.id
+        WHERE f.id NOT IN (SELECT id FROM embedding_metadata WHERE key = 'chroma:document')
+          AND (? OR e.segment_id IN (
+            SELECT known.segment_id FROM embeddings known JOIN embedding_metadata m ON m.id = known.id
+            GROUP BY known.segment_id
+            HAVING count(DISTINCT m.id) = count(DISTINCT CASE WHEN m.key = 'chroma:document' THEN m.id END)))
+        """,
+        (not is_complete(target),),
     ).rowcount
 
 
