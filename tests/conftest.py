@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
+from hypothesis.database import InMemoryExampleDatabase
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -20,6 +22,9 @@ from iceburg.database.embedded import EmbeddedServer
 _HOME = pytest.StashKey[Path]()
 # Nothing that a test writes has to survive a power failure.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "128MB"}
+# No time limits for single examples on a busy machine, and no files beside the tests.
+hypothesis.settings.register_profile("iceburg", deadline=None, database=InMemoryExampleDatabase())
+hypothesis.settings.load_profile("iceburg")
 
 
 def make_server_home() -> Path:
@@ -30,8 +35,9 @@ def make_server_home() -> Path:
 
 
 def remove_server_home(home: Path) -> None:
-    """Stop the server in a home, if there is one, and remove all of it."""
-    EmbeddedServer(home).stop("immediate")
+    """Stop every server at or below a home, and remove all of it."""
+    for pid_file in home.rglob("postgresql/cluster/data/postmaster.pid"):
+        EmbeddedServer(pid_file.parents[3]).stop("immediate")
     shutil.rmtree(home)
 
 

@@ -126,7 +126,7 @@ def _is_clear(dsn: str) -> bool:
     # libpq parses a URL whose password has a bare `/` or `@`, but takes a piece of the password for the port or host.
     try:
         options = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, UnicodeError):
         return False
     return "@" not in f"{options.get('host')}{options.get('dbname')}" and bool(
         re.fullmatch(r"[0-9,]*", str(options.get("port", "")))

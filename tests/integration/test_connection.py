@@ -166,6 +166,8 @@ def test_over_tcp(server_home: Path) -> None:
         f"host=h password='{SECRET}",
         f"postgresql+psycopg://u:{SECRET}@h/db",
         f"mysql://u:{SECRET}@h/db",
+        f"postgresql://u:{SECRET}%80@h/db",
+        f"postgresql://u:{SECRET}\udc80@h/db",
     ],
 )
 def test_a_malformed_connection_string(dsn: str, tmp_path: Path) -> None:

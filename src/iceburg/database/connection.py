@@ -178,6 +178,8 @@ def configure_session(connection: psycopg.Connection) -> None:
 def _parse(dsn: str) -> Mapping[str, object]:
     try:
         options = conninfo_to_dict(dsn)
+    except UnicodeError:
+        raise TargetError("The connection string is malformed: it is not UTF-8.", hint=_FORMS) from None
     except psycopg.ProgrammingError as error:
         # libpq quotes the piece that it does not understand, which may be a piece of the password.
         reason = re.sub(r'".*"', '"..."', str(error).strip(), flags=re.DOTALL)
