@@ -211,10 +211,12 @@ class _Source:
             # 31 is the largest window, with a gzip header and trailer.
             member = zlib.decompressobj(31)
             while not member.eof:
+                before = member.copy()
                 try:
                     chunk = member.decompress(raw, _CHUNK)
                 except zlib.error as error:
                     self.problem = f"the compressed data is damaged ({error})"
+                    yield from _up_to_damage(before, raw)
                     return
                 if chunk:
                     yield chunk
@@ -238,6 +240,21 @@ class _Source:
         except OSError as error:
             self.problem = f"the system could not read the file to its end ({error.strerror})"
             return b""
+
+
+def _up_to_damage(member: zlib._Decompress, raw: bytes) -> Iterator[bytes]:
+    """Decompress what comes before the damage, which is lost where it is met in a larger piece."""
+    found = bytearray()
+    for position in range(len(raw)):
+        try:
+            found += member.decompress(raw[position : position + 1])
+        except zlib.error:
+            break
+        if len(found) >= _CHUNK:
+            yield bytes(found)
+            found.clear()
+    if found:
+        yield bytes(found)
 
 
 def _offset(key: Key) -> int:
