@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
-from typing import Final, LiteralString, cast
+from typing import Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -118,7 +118,7 @@ def apply_schema(connection: psycopg.Connection, names: SchemaNames) -> None:
         _compare(applied, names, complete=False)
         for file in schema_files():
             if file.number not in applied:
-                connection.execute(names.format(cast(LiteralString, file.text)))
+                connection.execute(names.format(file.text))
                 connection.execute(
                     names.format(
                         "INSERT INTO {state}.{table} (number, name, checksum) VALUES (%s, %s, %s)",

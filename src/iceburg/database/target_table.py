@@ -1,0 +1,265 @@
+"""One table of the target: copied into, upserted into, looked up by key, pruned."""
+
+from __future__ import annotations
+
+import uuid
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from functools import cached_property
+from typing import Any, Final, TypeAlias
+
+import psycopg
+from psycopg import sql
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format
+from psycopg.types import TypeInfo
+
+from iceburg.database.copy_format import ENCODERS, HEADER, TRAILER, Encoder, render
+
+Row: TypeAlias = "tuple[int | float | bool | str | bytes | Decimal | date | datetime | None, ...]"
+_STAGING: Final = sql.Identifier("pg_temp", "iceburg_staging")
+_SEEN: Final = sql.Identifier("pg_temp", "iceburg_seen")
+
+
+@dataclass(frozen=True)
+class TargetTable:
+    """A table, the columns that are written, and those of them that identify a row.
+
+    Attributes
+    ----------
+    schema, table
+        Its name.
+    columns
+        Names and types (keys of `copy_format.ENCODERS`) of the columns written.
+    key_columns
+        Positions of the identifying columns.
+    owner_column, owner_id
+        The column that says which dataset a row belongs to, and the dataset's number; None where the table has the
+        rows of one dataset only.
+    """
+
+    schema: str
+    table: str
+    columns: tuple[tuple[str, str], ...]
+    key_columns: tuple[int, ...]
+    owner_column: str | None = None
+    owner_id: int | None = None
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """The quoted, qualified name."""
+        return sql.Identifier(self.schema, self.table)
+
+    @cached_property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """The encoders of the columns."""
+        return tuple(ENCODERS[kind] for _, kind in self.columns)
+
+    @cached_property
+    def _column_list(self) -> sql.Composed:
+        return sql.SQL(", ").join(sql.Identifier(name) for name, _ in self.columns)
+
+    @cached_property
+    def _key_names(self) -> tuple[str, ...]:
+        return tuple(self.columns[i][0] for i in self.key_columns)
+
+    @cached_property
+    def _key_list(self) -> sql.Composed:
+        return sql.SQL(", ").join(map(sql.Identifier, self._key_names))
+
+    def _owned(self, alias: str = "t") -> sql.Composable:
+        if self.owner_column is None:
+            return sql.SQL("TRUE")
+        return sql.SQL("{} = {}").format(sql.Identifier(alias, self.owner_column), sql.Literal(self.owner_id))
+
+    def render(self, rows: Iterable[Sequence[Any]]) -> bytes:
+        """Render rows for `copy` and `upsert`."""
+        return render(rows, self.encoders)
+
+    def copy(self, connection: psycopg.Connection, payload: bytes) -> None:
+        """Append rendered rows; a row whose key exists is an error."""
+        self._copy_into(connection, self.identifier, payload)
+
+    def _copy_into(self, connection: psycopg.Connection, table: sql.Identifier, payload: bytes) -> None:
+        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table, self._column_list)
+        with connection.cursor() as cursor, cursor.copy(statement) as stream:
+            stream.write(HEADER)
+            # libpq buffers what it is given: in pieces, a batch is never held twice.
+            for start in range(0, len(payload), 1 << 18):
+                stream.write(memoryview(payload)[start : start + (1 << 18)])
+            stream.write(TRAILER)
+
+    def upsert(self, connection: psycopg.Connection, payload: bytes) -> None:
+        """Write rendered rows whether or not rows of their keys exist; no key may occur twice."""
+        connection.execute(
+            sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA").format(
+                sql.Identifier("iceburg_staging"), self._column_list, self.identifier
+            )
+        )
+        self._copy_into(connection, _STAGING, payload)
+        others = [name for i, (name, _) in enumerate(self.columns) if i not in self.key_columns]
+        action = sql.SQL("UPDATE SET {}").format(
+            sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in others)
+        )
+        connection.execute(
+            sql.SQL("INSERT INTO {} ({columns}) SELECT {columns} FROM {} ON CONFLICT ({}) DO {}").format(
+                self.identifier,
+                _STAGING,
+                self._key_list,
+                action if others else sql.SQL("NOTHING"),
+                columns=self._column_list,
+            )
+        )
+        connection.execute(sql.SQL("DROP TABLE {}").format(_STAGING))
+
+    def count(self, connection: psycopg.Connection) -> int:
+        """Return the number of rows."""
+        found = connection.execute(
+            sql.SQL("SELECT count(*) FROM {} AS t WHERE {}").format(self.identifier, self._owned())
+        ).fetchone()
+        assert found is not None  # noqa: S101 - an aggregate always has a row
+        return int(found[0])
+
+    def lookup(self, connection: psycopg.Connection, keys: Sequence[Row]) -> dict[Row, Row]:
+        """Return the rows that have one of `keys`, by key; `prepare_loaders` must have been called."""
+        if not keys:
+            return {}
+        types = [self.columns[i][1] for i in self.key_columns]
+        arrays = [[_parameter(key[i], kind) for key in keys] for i, kind in enumerate(types)]
+        if len(types) == 1:
+            condition: sql.Composable = sql.SQL("WHERE {} = ANY({})").format(
+                sql.Identifier("t", self._key_names[0]), _array(types[0])
+            )
+        else:
+            names = [sql.Identifier("k", f"k{i}") for i in range(len(types))]
+            condition = sql.SQL("JOIN unnest({}) AS k ({}) ON {} WHERE TRUE").format(
+                sql.SQL(", ").join(map(_array, types)),
+                sql.SQL(", ").join(sql.Identifier(f"k{i}") for i in range(len(types))),
+                sql.SQL(" AND ").join(
+                    sql.SQL("{} = {}").format(sql.Identifier("t", name), other)
+                    for name, other in zip(self._key_names, names, strict=True)
+                ),
+            )
+        statement = sql.SQL("SELECT {} FROM {} AS t {} AND {}").format(
+            sql.SQL(", ").join(sql.Identifier("t", name) for name, _ in self.columns),
+            self.identifier,
+            condition,
+            self._owned(),
+        )
+        with connection.cursor(binary=True) as cursor:
+            rows: list[Row] = cursor.execute(statement, arrays).fetchall()
+        return {tuple(row[i] for i in self.key_columns): row for row in rows}
+
+    def delete(self, connection: psycopg.Connection, keys: Sequence[Row]) -> None:
+        """Delete the rows that have one of `keys`."""
+        if not keys:
+            return
+        self.open_seen(connection)
+        self.add_seen(connection, keys)
+        connection.execute(
+            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {} AND {}").format(
+                self.identifier, _SEEN, self._matches_seen(), self._owned()
+            )
+        )
+        self.close_seen(connection)
+
+    def open_seen(self, connection: psycopg.Connection) -> None:
+        """Begin to collect the keys that the source has, in a temporary table of this session."""
+        connection.execute(
+            sql.SQL("CREATE TEMP TABLE {} AS SELECT {} FROM {} WITH NO DATA").format(
+                sql.Identifier("iceburg_seen"), self._key_list, self.identifier
+            )
+        )
+
+    def add_seen(self, connection: psycopg.Connection, keys: Sequence[Row]) -> None:
+        """Add keys to the collection."""
+        encoders = [self.encoders[i] for i in self.key_columns]
+        statement = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(_SEEN)
+        with connection.cursor() as cursor, cursor.copy(statement) as stream:
+            stream.write(HEADER + render(keys, encoders) + TRAILER)
+
+    def delete_unseen(self, connection: psycopg.Connection) -> int:
+        """Delete the rows whose keys were not collected; return how many."""
+        connection.execute(sql.SQL("ANALYZE {}").format(_SEEN))
+        return connection.execute(
+            sql.SQL("DELETE FROM {} AS t WHERE {} AND NOT EXISTS (SELECT FROM {} AS s WHERE {})").format(
+                self.identifier, self._owned(), _SEEN, self._matches_seen()
+            )
+        ).rowcount
+
+    def unseen(self, connection: psycopg.Connection, limit: int) -> list[Row]:
+        """Return up to `limit` rows whose keys were not collected."""
+        connection.execute(sql.SQL("ANALYZE {}").format(_SEEN))
+        with connection.cursor(binary=True) as cursor:
+            rows: list[Row] = cursor.execute(
+                sql.SQL(
+                    "SELECT {} FROM {} AS t WHERE {} AND NOT EXISTS (SELECT FROM {} AS s WHERE {}) LIMIT {}"
+                ).format(
+                    self._column_list,
+                    self.identifier,
+                    self._owned(),
+                    _SEEN,
+                    self._matches_seen(),
+                    sql.Literal(limit),
+                )
+            ).fetchall()
+        return rows
+
+    def close_seen(self, connection: psycopg.Connection) -> None:
+        """Forget the collection."""
+        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_SEEN))
+
+    def _matches_seen(self) -> sql.Composed:
+        return sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("s", name)) for name in self._key_names
+        )
+
+
+def _array(kind: str) -> sql.Composable:
+    # A list of UUIDs goes as text, which needs no object for each; the others go as what they are.
+    return sql.SQL("%s::text[]::uuid[]") if kind == "uuid" else sql.SQL(f"%s::{kind}[]")
+
+
+def _parameter(value: Any, kind: str) -> Any:
+    return value.hex() if kind == "uuid" else value
+
+
+class _RawLoader(Loader):
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> bytes:
+        return bytes(data)
+
+
+class _JsonbLoader(Loader):
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data)[1:].decode()
+
+
+class _VectorLoader(Loader):
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> bytes:
+        components = array("f", bytes(data)[4:])
+        components.byteswap()
+        return components.tobytes()
+
+
+def prepare_loaders(connection: psycopg.Connection) -> None:
+    """Make a connection give rows as the mappings speak of them: ids and vectors as bytes, JSONB as text."""
+    connection.adapters.register_loader("uuid", _RawLoader)
+    connection.adapters.register_loader("jsonb", _JsonbLoader)
+    vector = TypeInfo.fetch(connection, "vector")
+    if vector is not None:
+        connection.adapters.register_loader(vector.oid, _VectorLoader)
+
+
+def uuid_text(raw: bytes) -> str:
+    """Return the usual form of an id."""
+    return str(uuid.UUID(bytes=raw))

@@ -1,0 +1,244 @@
+"""The copy stream: the batches of one stream from its source into its table.
+
+A stream that has never been copied is appended with COPY. A stream whose source has changed since is *brought up to
+date*: each chunk is read and rendered again, and where its digest differs its records are written over. Either way the
+rows, what is kept beside them and the chunk commit together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import psycopg
+from psycopg import errors
+
+from iceburg.database.catalogue import Dataset
+from iceburg.database.target_table import TargetTable
+from iceburg.mappings.identity import key_text
+from iceburg.mappings.mapping import Mapping, Row, UnmappableError
+from iceburg.migration.ledger import Chunk, Kept, Ledger, Stream
+from iceburg.records import Batch, DatasetReader, Key
+
+Progress = Callable[[int, int], None]
+_ATTEMPTS: Final = 5
+
+
+class StoppedError(Exception):
+    """The run was asked to stop; everything committed stays."""
+
+
+class CopyStream:
+    """Copies one stream of a dataset.
+
+    Parameters
+    ----------
+    ledger
+        On the connection that the rows are written through, in autocommit mode.
+    dataset, reader, stream
+        What is copied.
+    fence
+        From `Ledger.take_over`: the stream ends with an error when a later run has begun.
+    batch_size
+        Rows of a new chunk.
+    progress
+        Called with the number of rows gone through, and of rows written, after each batch.
+    stopping
+        Asked before each batch.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        dataset: Dataset,
+        reader: DatasetReader[Any],
+        stream: Stream,
+        *,
+        fence: int,
+        batch_size: int,
+        progress: Progress,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._ledger = ledger
+        self._connection = ledger.connection
+        self._dataset = dataset
+        self._mapping: Mapping[Any] = dataset.mapping()
+        self._target: TargetTable = dataset.target()
+        self._reader = reader
+        self._stream = stream
+        self._fence = fence
+        self._batch_size = batch_size
+        self._progress = progress
+        self._stopping = stopping
+
+    def run(self, *, refresh: bool) -> int:
+        """Copy what is missing; with `refresh`, also go through what is there. Return the number of rows written.
+
+        Raises
+        ------
+        StoppedError
+            It was asked to stop, between two batches.
+        SourceError, TargetError
+            The source cannot be read, or a later run has taken over.
+        """
+        started = time.monotonic()
+        written = 0
+        try:
+            position, number = self._stream.after, -1
+            if refresh:
+                for chunk in self._ledger.chunks(self._stream):
+                    written += self._refresh(position, chunk)
+                    position, number = chunk.last, chunk.chunk
+            else:
+                last = self._ledger.last_chunk(self._stream)
+                if last is not None:
+                    position, number = last.last, last.chunk
+            for batch in self._reader.batches(after=position, upto=self._stream.upto, size=self._batch_size):
+                self._stop_if_asked()
+                number += 1
+                self._append(batch, number, may_exist=refresh)
+                written += len(batch.records)
+                self._progress(len(batch.records), len(batch.records))
+            self._ledger.set_stream_done(self._stream)
+        finally:
+            if not self._connection.broken:
+                self._ledger.add_seconds(self._dataset.dataset_id, time.monotonic() - started)
+        return written
+
+    def _stop_if_asked(self) -> None:
+        if self._stopping():
+            raise StoppedError
+
+    def _append(self, batch: Batch[Any], number: int, *, may_exist: bool) -> None:
+        rows, kept = self._convert(batch.records)
+        payload = self._target.render(rows)
+        digest = hashlib.blake2b(payload, digest_size=16)
+        kept.digest_into(digest)
+        chunk = Chunk(number, batch.last, len(batch.records), digest.digest())
+        self._write(batch.records, payload, kept, chunk, may_exist=may_exist)
+
+    def _refresh(self, after: Key | None, chunk: Chunk) -> int:
+        """Write the records of a chunk again unless they are as they were; return the number written."""
+        self._stop_if_asked()
+        count, digest = 0, hashlib.blake2b(digest_size=16)
+        for batch in self._range(after, chunk):
+            rows, kept = self._convert(batch.records)
+            digest.update(self._target.render(rows))
+            kept.digest_into(digest)
+            count += len(batch.records)
+        if digest.digest() == chunk.digest:
+            self._progress(count, 0)
+            return 0
+        count, digest = 0, hashlib.blake2b(digest_size=16)
+        size = 0
+        for batch in self._range(after, chunk):
+            self._stop_if_asked()
+            rows, kept = self._convert(batch.records)
+            payload = self._target.render(rows)
+            digest.update(payload)
+            kept.digest_into(digest)
+            count += len(batch.records)
+            size += len(payload)
+            self._write(batch.records, payload, kept, None, may_exist=True)
+            self._progress(len(batch.records), len(batch.records))
+        # A kill before this leaves the old digest, and the chunk is written again: writing twice changes nothing.
+        with self._connection.transaction():
+            self._ledger.check_fence(self._fence)
+            self._ledger.put_chunk(self._stream, Chunk(chunk.chunk, chunk.last, count, digest.digest()), size)
+        return count
+
+    def _range(self, after: Key | None, chunk: Chunk) -> Any:
+        return self._reader.batches(after=after, upto=chunk.last, size=max(chunk.rows, 1000))
+
+    def _convert(self, records: Sequence[Any]) -> tuple[list[Row], Kept]:
+        rows: list[Row] = []
+        kept = Kept()
+        convert = self._mapping.convert
+        for record in records:
+            try:
+                row, originals = convert(record)
+            except UnmappableError as error:
+                kept.quarantine.append((self._key(record), self._mapping.pack(record), error.reason))
+                continue
+            rows.append(row)
+            if originals:
+                key = self._key(record)
+                kept.originals.extend((key, original) for original in originals)
+        return rows, kept
+
+    def _key(self, record: Any) -> str:
+        return key_text(self._mapping.key(record))
+
+    def _write(
+        self, records: Sequence[Any], payload: bytes, kept: Kept, chunk: Chunk | None, *, may_exist: bool
+    ) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                with self._connection.transaction():
+                    self._ledger.check_fence(self._fence)
+                    if may_exist:
+                        self._replace(records, payload, kept)
+                    else:
+                        self._target.copy(self._connection, payload)
+                        self._ledger.keep(self._dataset.dataset_id, kept)
+                    self._note(chunk, len(payload))
+                return
+            except (errors.DeadlockDetected, errors.SerializationFailure):
+                # Records that moved between two streams are written by both; one of the two waits and writes again.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            except psycopg.Error as error:
+                if not is_fault_of_a_row(error):
+                    raise
+                break
+        with self._connection.transaction():
+            self._ledger.check_fence(self._fence)
+            self._ledger.forget_kept(self._dataset.dataset_id, [self._key(record) for record in records])
+            self._write_divided(records)
+            self._note(chunk, len(payload))
+
+    def _note(self, chunk: Chunk | None, size: int) -> None:
+        if chunk is not None:
+            self._ledger.put_chunk(self._stream, chunk, size)
+
+    def _replace(self, records: Sequence[Any], payload: bytes, kept: Kept) -> None:
+        self._ledger.forget_kept(self._dataset.dataset_id, [self._key(record) for record in records])
+        if kept.quarantine:
+            # What was a row before and is quarantined now must not stay a row.
+            refused = {key for key, _, _ in kept.quarantine}
+            keys = [self._mapping.row_key(record) for record in records if self._key(record) in refused]
+            self._target.delete(self._connection, [key for key in keys if key is not None])
+        self._target.upsert(self._connection, payload)
+        self._ledger.keep(self._dataset.dataset_id, kept)
+
+    def _write_divided(self, records: Sequence[Any]) -> None:
+        """Write records of which PostgreSQL refuses one or more, by halves, and quarantine those it refuses alone."""
+        rows, kept = self._convert(records)
+        try:
+            with self._connection.transaction():
+                self._replace(records, self._target.render(rows), kept)
+        except psycopg.Error as error:
+            if not is_fault_of_a_row(error):
+                raise
+            if len(records) > 1:
+                middle = len(records) // 2
+                self._write_divided(records[:middle])
+                self._write_divided(records[middle:])
+                return
+            reason = f"PostgreSQL: {error.diag.message_primary or error}"
+            entry = (self._key(records[0]), self._mapping.pack(records[0]), reason)
+            with self._connection.transaction():
+                key = self._mapping.row_key(records[0])
+                self._target.delete(self._connection, [] if key is None else [key])
+                self._ledger.keep(self._dataset.dataset_id, Kept(quarantine=[entry]))
+
+
+def is_fault_of_a_row(error: psycopg.Error) -> bool:
+    """Whether an error says that a row cannot be held, as opposed to that the server cannot work.
+
+    Classes of SQLSTATE: 22 data exception, 23 integrity constraint violation, 54 program limit exceeded (such as a key
+    too long for its index).
+    """
+    return (error.sqlstate or "")[:2] in ("22", "23", "54")

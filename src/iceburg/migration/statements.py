@@ -1,0 +1,123 @@
+"""The SQL of the migration's ledger. ``{state}`` stands for the quoted name of its schema."""
+
+from __future__ import annotations
+
+from typing import Final, LiteralString
+
+SELECT_INSTALLATION: Final[LiteralString] = "SELECT path FROM {state}.installation"
+INSERT_INSTALLATION: Final[LiteralString] = "INSERT INTO {state}.installation (path) VALUES (%s)"
+MOVE_INSTALLATION: Final[LiteralString] = "UPDATE {state}.installation SET path = %s"
+
+TRY_LOCK: Final[LiteralString] = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+RAISE_FENCE: Final[LiteralString] = "UPDATE {state}.installation SET fence = fence + 1 RETURNING fence"
+# FOR SHARE makes the next run's RAISE_FENCE wait for the transaction that asks.
+CHECK_FENCE: Final[LiteralString] = "SELECT 1 FROM {state}.installation WHERE fence = %s FOR SHARE"
+
+INSERT_RUN: Final[LiteralString] = "INSERT INTO {state}.runs (command) VALUES (%s) RETURNING run_id"
+ABANDON_RUNS: Final[LiteralString] = """
+UPDATE {state}.runs SET status = 'abandoned', finished_at = now() WHERE command = %s AND status = 'running'
+"""
+FINISH_RUN: Final[LiteralString] = """
+UPDATE {state}.runs SET status = %(status)s, report = %(report)s, finished_at = clock_timestamp()
+WHERE run_id = %(run_id)s
+"""
+SELECT_RUNS: Final[LiteralString] = """
+SELECT run_id, command, started_at, finished_at, status FROM {state}.runs ORDER BY run_id DESC LIMIT %s
+"""
+
+INSERT_STREAM: Final[LiteralString] = """
+INSERT INTO {state}.streams (dataset_id, stream, after_key, upto_key) VALUES (%s, %s, %s, %s)
+"""
+SELECT_STREAMS: Final[LiteralString] = """
+SELECT dataset_id, stream, after_key, upto_key, done FROM {state}.streams WHERE dataset_id = %s ORDER BY stream
+"""
+SET_STREAM_DONE: Final[LiteralString] = """
+UPDATE {state}.streams SET done = %(done)s WHERE dataset_id = %(dataset_id)s AND stream = %(stream)s
+"""
+REOPEN_STREAMS: Final[LiteralString] = "UPDATE {state}.streams SET done = FALSE WHERE dataset_id = %s"
+
+SELECT_CHUNKS: Final[LiteralString] = """
+SELECT chunk, last_key, rows, digest FROM {state}.chunks
+WHERE dataset_id = %s AND stream = %s AND chunk > %s ORDER BY chunk LIMIT 1000
+"""
+SELECT_LAST_CHUNK: Final[LiteralString] = """
+SELECT chunk, last_key, rows, digest FROM {state}.chunks
+WHERE dataset_id = %s AND stream = %s ORDER BY chunk DESC LIMIT 1
+"""
+UPSERT_CHUNK: Final[LiteralString] = """
+INSERT INTO {state}.chunks (dataset_id, stream, chunk, last_key, rows, bytes, digest)
+VALUES (%(dataset_id)s, %(stream)s, %(chunk)s, %(last_key)s, %(rows)s, %(bytes)s, %(digest)s)
+ON CONFLICT (dataset_id, stream, chunk)
+DO UPDATE SET last_key = EXCLUDED.last_key, rows = EXCLUDED.rows, bytes = EXCLUDED.bytes, digest = EXCLUDED.digest
+"""
+SUM_CHUNKS: Final[LiteralString] = """
+SELECT dataset_id, sum(rows)::bigint, sum(bytes)::bigint FROM {state}.chunks GROUP BY dataset_id
+"""
+ADD_SECONDS: Final[LiteralString] = "UPDATE {state}.datasets SET seconds = seconds + %s WHERE dataset_id = %s"
+RESET_SECONDS: Final[LiteralString] = "UPDATE {state}.datasets SET seconds = 0 WHERE dataset_id = ANY(%s)"
+SET_BYTES: Final[LiteralString] = """
+UPDATE {state}.datasets d SET bytes = coalesce((SELECT sum(bytes) FROM {state}.chunks c
+WHERE c.dataset_id = d.dataset_id), 0) WHERE dataset_id = %s
+"""
+
+COPY_ORIGINALS: Final[LiteralString] = """
+COPY {state}.originals (dataset_id, record_key, field, storage_class, value, reason) FROM STDIN (FORMAT BINARY)
+"""
+COPY_QUARANTINE: Final[LiteralString] = """
+COPY {state}.quarantine (dataset_id, record_key, record, reason) FROM STDIN (FORMAT BINARY)
+"""
+DELETE_ORIGINALS: Final[LiteralString] = """
+DELETE FROM {state}.originals WHERE dataset_id = %s AND record_key = ANY(%s)
+"""
+DELETE_QUARANTINE: Final[LiteralString] = """
+DELETE FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY(%s)
+"""
+DELETE_UNSEEN_ORIGINALS: Final[LiteralString] = """
+DELETE FROM {state}.originals o WHERE dataset_id = %s
+AND NOT EXISTS (SELECT FROM pg_temp.iceburg_kept k WHERE k.record_key = o.record_key)
+"""
+DELETE_UNSEEN_QUARANTINE: Final[LiteralString] = """
+DELETE FROM {state}.quarantine q WHERE dataset_id = %s
+AND NOT EXISTS (SELECT FROM pg_temp.iceburg_kept k WHERE k.record_key = q.record_key)
+"""
+SELECT_KEPT_KEYS: Final[LiteralString] = """
+SELECT record_key FROM {state}.originals WHERE dataset_id = %(id)s
+UNION SELECT record_key FROM {state}.quarantine WHERE dataset_id = %(id)s
+"""
+SELECT_ORIGINALS: Final[LiteralString] = """
+SELECT record_key, field, storage_class, value, reason FROM {state}.originals
+WHERE dataset_id = %s AND record_key = ANY(%s)
+"""
+SELECT_QUARANTINE: Final[LiteralString] = """
+SELECT record_key, record, reason FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY(%s)
+"""
+COUNT_KEPT: Final[LiteralString] = """
+SELECT d.dataset_id,
+       (SELECT count(*) FROM {state}.originals o WHERE o.dataset_id = d.dataset_id),
+       (SELECT count(*) FROM {state}.quarantine q WHERE q.dataset_id = d.dataset_id)
+FROM {state}.datasets d
+"""
+SELECT_REASONS: Final[LiteralString] = """
+SELECT d.name, k.kind, k.reason, count(*), (array_agg(k.record_key ORDER BY k.record_key))[1:5] FROM (
+    SELECT dataset_id, 'preserved' AS kind, reason, record_key FROM {state}.originals
+    UNION ALL SELECT dataset_id, 'quarantined', reason, record_key FROM {state}.quarantine
+) k JOIN {state}.datasets d USING (dataset_id) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+"""
+INSERT_VERIFICATION: Final[LiteralString] = """
+INSERT INTO {state}.verifications
+       (run_id, dataset, source_rows, target_rows, quarantined_rows, compared_rows, differences)
+VALUES (%(run_id)s, %(dataset)s, %(source_rows)s, %(target_rows)s, %(quarantined_rows)s, %(compared_rows)s,
+        %(differences)s)
+"""
+SELECT_LOST_VECTORS: Final[LiteralString] = """
+SELECT collection_id, vector_origin, count(*), (array_agg(record_id ORDER BY row_id))[1:%s]
+FROM {data}.embeddings WHERE vector_origin IN ('missing', 'direction', 'label-order') GROUP BY 1, 2 ORDER BY 1, 2
+"""
+UPSERT_COLLECTION: Final[LiteralString] = """
+INSERT INTO {data}.embedding_collections
+       (collection_id, store, tenant, database, name, dimension, distance, definition)
+VALUES (%(collection_id)s, %(store)s, %(tenant)s, %(database)s, %(name)s, %(dimension)s, %(distance)s, %(definition)s)
+ON CONFLICT (collection_id) DO UPDATE SET name = EXCLUDED.name, dimension = EXCLUDED.dimension,
+    distance = EXCLUDED.distance, definition = EXCLUDED.definition
+"""
+DELETE_COLLECTION: Final[LiteralString] = "DELETE FROM {data}.embedding_collections WHERE collection_id = %s"

@@ -1,0 +1,73 @@
+"""Opening stores and finding a dataset's reader in them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from iceburg.errors import SourceError
+from iceburg.records import DatasetReader, Store
+from iceburg.sources.chroma import ChromaStore
+from iceburg.sources.jsonl import JsonlFile
+from iceburg.sources.sqlite import SqliteFile
+from iceburg.sources.sqlite_schema import DatabaseDescription
+
+
+class OpenStores:
+    """The stores that one worker has open; a context manager that closes them.
+
+    A store is described once: what it held then is what its readers read.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._files: dict[str, tuple[SqliteFile, DatabaseDescription]] = {}
+        self._directories: dict[str, ChromaStore] = {}
+
+    def __enter__(self) -> OpenStores:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all of them."""
+        self._files.clear()
+        self._directories.clear()
+        self._stack.close()
+
+    def sqlite(self, store: Store) -> tuple[SqliteFile, DatabaseDescription]:
+        """Return an open SQLite file and what is in it."""
+        if store.name not in self._files:
+            file = self._stack.enter_context(SqliteFile(store.path, store.name))
+            self._files[store.name] = file, file.describe()
+        return self._files[store.name]
+
+    def chroma(self, store: Store) -> ChromaStore:
+        """Return an open Chroma directory."""
+        if store.name not in self._directories:
+            self._directories[store.name] = self._stack.enter_context(ChromaStore(store.path, store.name))
+        return self._directories[store.name]
+
+    def reader(self, store: Store, definition: dict[str, Any]) -> DatasetReader[Any]:
+        """Return the reader of the dataset that a definition describes.
+
+        Raises
+        ------
+        SourceError
+            The store has no such dataset any more.
+        """
+        if store.kind == "jsonl":
+            return JsonlFile(store.path, store.name)
+        if store.kind == "chroma":
+            wanted = definition["collection"]["id"]
+            directory = self.chroma(store)
+            for collection in directory.collections():
+                if collection.id == wanted:
+                    return directory.reader(collection)
+            raise SourceError("the collection is gone", where=f"{store.name}, collection {wanted}")
+        file, description = self.sqlite(store)
+        for table in description.tables:
+            if table.name == definition["source_table"]:
+                return file.reader(table)
+        raise SourceError("the table is gone", where=f"{store.name}, table {definition['source_table']}")
