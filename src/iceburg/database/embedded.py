@@ -35,6 +35,7 @@ from iceburg.database.embedded_files import (
     open_log,
     prepare_directories,
     socket_directory,
+    unwritable,
     write_private,
 )
 from iceburg.database.embedded_process import (
@@ -237,6 +238,8 @@ class EmbeddedServer:
                 ) from None
         except PermissionError:
             raise not_ours(self._layout) from None
+        except OSError as error:
+            raise unwritable(self._layout, error) from None
         try:
             yield
         finally:
@@ -266,11 +269,7 @@ class EmbeddedServer:
             disown_stale_pid_files(layout.data, socket)
             self._start_postmaster(user, binaries)
         except OSError as error:
-            raise TargetError(
-                f"The embedded server's files cannot be written: {error.strerror}.",
-                where=str(error.filename or layout.root),
-                hint="See that the disk has room, and that this user may write there.",
-            ) from None
+            raise unwritable(layout, error) from None
 
     def _start_postmaster(self, user: ServerUser, binaries: Path) -> None:
         deadline = time.monotonic() + _ORPHAN_SECONDS

@@ -137,7 +137,7 @@ def make_cluster(layout: Layout, user: ServerUser, binaries: Path, *, sync: bool
         os.close(descriptor)
 
 
-def _last_lines(text: str, lines: int = 5) -> str:
+def _last_lines(text: str, lines: int = 10) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])
 
 

@@ -94,6 +94,15 @@ def not_ours(layout: Layout) -> TargetError:
     )
 
 
+def unwritable(layout: Layout, error: OSError) -> TargetError:
+    """Return the error of files that cannot be written."""
+    return TargetError(
+        f"The embedded server's files cannot be written: {error.strerror}.",
+        where=str(error.filename or layout.root),
+        hint="See that the disk has room and that this user may write there, or set ICEBURG_HOME to another directory.",
+    )
+
+
 def layout_of(home: Path) -> Layout:
     """Return the layout below a home.
 
