@@ -30,7 +30,7 @@ class Found:
     dimension: int | None
     distance: str
     metadata: Mapping[str, Any]
-    records: dict[str, tuple[str | None, Mapping[str, Any] | None, bytes | None]]
+    records: Mapping[str, tuple[str | None, Mapping[str, Any] | None, bytes | None]]
     duplicates: list[str] = field(default_factory=list)
 
 

@@ -106,7 +106,10 @@ class ChromaStore:
         return CollectionReader(self.path, self._database, self.name, collection)
 
     def losses(self) -> list[Loss]:
-        """List what is known to be lost of the store as a whole; the readers list what their collections lost."""
+        """List what is known to be lost of the store as a whole; the readers list what their collections lost.
+
+        Some damage to the database shows only while records are read, so ask again afterwards.
+        """
         if self._database is None or self._database.salvage is None:
             return list(self._losses)
         return self._losses + salvage_losses(self._database.salvage)

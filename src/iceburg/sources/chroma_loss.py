@@ -23,7 +23,8 @@ class Loss:
     ----------
     kind
         ``vector-missing``, ``vector-outdated``, ``text-missing``, ``norm-lost``, ``label-order``, ``catalogue-gone``,
-        ``table-damaged``, ``record-unreadable``, ``index-unreadable``, ``index-cut``, ``pickle-refused``.
+        ``catalogue-damaged``, ``table-damaged``, ``record-unreadable``, ``index-unreadable``, ``index-cut``,
+        ``pickle-refused``.
     collection
         Tenant, database and name of the collection; empty where the loss concerns the store.
     ids
@@ -49,7 +50,7 @@ def losses_of_records(collection: str, records: Iterable[ChromaRecord]) -> list[
 
 def salvage_losses(salvage: Salvage) -> list[Loss]:
     """List what a damaged database has lost, table by table."""
-    found = []
+    found = [Loss("catalogue-damaged", "", (), "chroma.sqlite3 is cut or malformed; its readable rows were taken")]
     for table, damage in sorted(salvage.damage.items()):
         detail = f"chroma.sqlite3: of {table}, {len(damage.pages)} pages and {damage.rows} rows cannot be read"
         found.append(Loss("table-damaged", "", (), detail))
