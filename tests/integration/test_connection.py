@@ -85,7 +85,7 @@ def test_nothing_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     error = failure(f"postgresql://u:{SECRET}@127.0.0.1:{port}/db")
-    assert f"No PostgreSQL can be reached at 127.0.0.1 port {port}" in error.what
+    assert f"No PostgreSQL can be reached at 127.0.0.1 port {port}: Connection refused" in error.what
     assert error.where == f"postgresql://u:***@127.0.0.1:{port}/db"
 
 

@@ -122,7 +122,7 @@ def explain_failure(text: str, dsn: str) -> TargetError:
         "user_sql": quote_name(user),
         "database": database,
         "database_sql": quote_name(database),
-        "reason": text.strip().splitlines()[-1].strip() if text.strip() else "no reason given",
+        "reason": _reason(text),
     }
     for cause in _CAUSES:
         if re.search(cause.pattern, text, re.IGNORECASE | re.DOTALL):
@@ -130,3 +130,9 @@ def explain_failure(text: str, dsn: str) -> TargetError:
     return TargetError(
         f"The connection failed: {text.strip()}", where=mask_dsn(dsn), hint="Check the connection string."
     )
+
+
+def _reason(text: str) -> str:
+    # `connection failed: connection to server at "h", port 5432 failed: Connection refused`, then advice by libpq
+    reasons = re.findall(r"^.*(?:failed|error): (.+)$", text, re.MULTILINE)
+    return str(reasons[-1]) if reasons else text.strip()

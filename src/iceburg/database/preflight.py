@@ -104,7 +104,8 @@ def check_server(connection: psycopg.Connection, *, schema: str = "public") -> S
     judge(facts, schema=schema)
     if facts.vector_installed is None and not _create_extension(connection, "vector"):
         raise TargetError(
-            f"pgvector is not created in the database {facts.database}, and the role {facts.role} may not create it.",
+            f"pgvector is not created here, and the role {facts.role} may not create it.",
+            where=f"database {facts.database}",
             hint=f"Ask an administrator to run, in the database {facts.database}: CREATE EXTENSION vector;",
         )
     if facts.trgm_installed is None and facts.trgm_available is not None:
