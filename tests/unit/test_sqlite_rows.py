@@ -330,6 +330,29 @@ def test_utf16_text_with_lone_surrogates_is_told_apart(tmp_path: Path) -> None:
             assert len(rows) == len(texts)
 
 
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "ALTER TABLE t DROP COLUMN b",
+        "ALTER TABLE t ADD COLUMN c",
+        "ALTER TABLE t RENAME COLUMN b TO c",
+        "ALTER TABLE t RENAME TO u",
+        "DROP TABLE t",
+    ],
+)
+def test_a_table_that_is_altered_while_it_is_read(tmp_path: Path, ddl: str) -> None:
+    """SQLite would read a quoted column that is gone as a string, and a new column would be left out."""
+    path, connection = database(tmp_path, "CREATE TABLE t (a, b)", "INSERT INTO t VALUES (1, 2), (3, 4)")
+    with closing(connection), SqliteFile(path, "f.db") as file:
+        connection.commit()
+        batches = file.reader(file.describe().table("t")).batches(size=1)
+        assert next(batches).records == [(1, 1, 2)]
+        connection.execute(ddl)
+        connection.commit()
+        with pytest.raises(SourceError, match=r"f\.db, table t: the table was altered, renamed or dropped"):
+            next(batches)
+
+
 def test_threads_can_share_a_reader(tmp_path: Path) -> None:
     path, connection = database(tmp_path, "CREATE TABLE t (v)")
     connection.executemany("INSERT INTO t VALUES (?)", [(n,) for n in range(2_000)])

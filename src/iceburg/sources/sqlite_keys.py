@@ -11,6 +11,9 @@ from iceburg.records import Key, Value
 from iceburg.sources.sqlite_schema import Table
 from iceburg.sources.sqlite_sql import is_utf8, quote
 
+TABLE_ALIAS = "r"
+"""What queries call the table: SQLite takes a quoted name that is no column for a string, but not a qualified one."""
+
 Condition: TypeAlias = tuple[str, tuple[Value, ...]]
 """SQL text and the values of its placeholders."""
 
@@ -24,7 +27,7 @@ class KeyColumn:
     Attributes
     ----------
     name
-        What selects it, quoted.
+        What selects it, qualified with `TABLE_ALIAS`.
     collation
         The collation of its index; None for the rowid.
     descending
@@ -65,6 +68,11 @@ class KeyColumn:
         return f"{self.compared} {operator} {text}", bound
 
 
+def qualified(column: str) -> str:
+    """Write a column's name so that it can be nothing else."""
+    return f"{TABLE_ALIAS}.{quote(column)}"
+
+
 def bind(value: Value, encoding: str) -> Condition:
     """Write a value as SQL, with what is to be bound.
 
@@ -89,13 +97,13 @@ def reading_key(table: Table, where: str) -> tuple[KeyColumn, ...]:
         The table has neither: columns named rowid, _rowid_ and oid hide its rowid.
     """
     if table.integer_primary_key is not None:
-        return (KeyColumn(quote(table.integer_primary_key), None, False),)
+        return (KeyColumn(qualified(table.integer_primary_key), None, False),)
     if table.rowid is not None:
-        return (KeyColumn(table.rowid, None, False),)
+        return (KeyColumn(qualified(table.rowid), None, False),)
     for index in table.indexes:
         if index.origin == "pk":
             return tuple(
-                KeyColumn(quote(column.name), column.collation, column.descending)
+                KeyColumn(qualified(column.name), column.collation, column.descending)
                 for column in index.columns
                 if column.name is not None
             )

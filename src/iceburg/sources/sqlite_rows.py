@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from iceburg.errors import SourceError
 from iceburg.records import Batch, Key, encode_key
-from iceburg.sources.sqlite_fetch import Fetched, Row, Statement, fetch, text_encoding
-from iceburg.sources.sqlite_keys import RENAME_HINT, beyond, reading_key, within
+from iceburg.sources.sqlite_fetch import Fetched, Row, Statement, fetch, lenient_text, text_encoding
+from iceburg.sources.sqlite_keys import RENAME_HINT, TABLE_ALIAS, beyond, qualified, reading_key, within
 from iceburg.sources.sqlite_schema import Table
 from iceburg.sources.sqlite_sql import is_utf8, quote
 
@@ -50,7 +50,7 @@ class TableReader:
         self.key_width = len(self._key)
         self._by_rowid = self._key[0].is_rowid
         # Without it a scan in rowid order may go through a narrower index and sort.
-        self._from = f"main.{quote(table.name)}{' NOT INDEXED' if self._by_rowid else ''}"
+        self._from = f"main.{quote(table.name)} AS {TABLE_ALIAS}{' NOT INDEXED' if self._by_rowid else ''}"
 
     @property
     def name(self) -> str:
@@ -120,11 +120,12 @@ class TableReader:
                 return
 
     def _read(self, after: Key | None, upto: Key | None, size: int) -> Fetched:
-        columns = [key.name for key in self._key] + [quote(name) for name in self.columns]
+        columns = [key.name for key in self._key] + [qualified(name) for name in self.columns]
 
         def read(connection: sqlite3.Connection) -> Fetched:
             encoding = text_encoding(connection)
             connection.execute("BEGIN")
+            self._refuse_other_columns(connection)
             statements = self._statements(after, upto, encoding)
             flag = within(self._key, upto, encoding) if upto is not None and self.key_width > 1 else None
             return fetch(connection, columns, statements, size, encoding, flag)
@@ -158,6 +159,17 @@ class TableReader:
                     hint="Rename it in a copy and migrate that.",
                 )
 
+    def _refuse_other_columns(self, connection: sqlite3.Connection) -> None:
+        """Refuse a table that was altered since it was described, rather than leave a new column out."""
+        connection.text_factory = lenient_text
+        query = "SELECT sql FROM main.sqlite_master WHERE type = 'table' AND name = ?"
+        if connection.execute(query, (self.name,)).fetchone() != (self.table.sql,):
+            raise SourceError(
+                "the table was altered, renamed or dropped since the migration looked at it",
+                where=self._where,
+                hint="Run again: a new run begins with the tables as they are then.",
+            )
+
     def _refuse_null_keys(self) -> None:
         """Refuse a table whose rows the primary key does not tell apart, rather than lose some of them.
 
@@ -167,8 +179,8 @@ class TableReader:
         names = [name for name in self.table.primary_key if name in nullable]
         if self._by_rowid or self.table.without_rowid or not names:
             return
-        condition = " OR ".join(f"{quote(name)} IS NULL" for name in names)
-        sql = f"SELECT count(*) FROM main.{quote(self.name)} WHERE {condition}"  # noqa: S608 (quoted names)
+        condition = " OR ".join(f"{qualified(name)} IS NULL" for name in names)
+        sql = f"SELECT count(*) FROM {self._from} WHERE {condition}"  # noqa: S608 (quoted names)
         count = self._file.run(lambda connection: connection.execute(sql).fetchone()[0], table=self.name)
         if count:
             raise SourceError(
