@@ -183,6 +183,12 @@ class Catalogue:
         assert row is not None  # noqa: S101 - INSERT ... RETURNING has a row
         return int(row[0])
 
+    def redefine(self, dataset_id: int, definition: Definition) -> None:
+        """Change a dataset's definition, in what does not concern its rows."""
+        self.connection.execute(
+            self.names.format(statements.SET_DEFINITION), {"dataset_id": dataset_id, "definition": Jsonb(definition)}
+        )
+
     def set_phase(self, dataset_id: int, phase: str) -> None:
         """Set how far a dataset is."""
         self.connection.execute(self.names.format(statements.SET_PHASE), {"dataset_id": dataset_id, "phase": phase})

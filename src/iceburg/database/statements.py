@@ -36,6 +36,10 @@ INSERT INTO {state}.datasets (source_id, name, target_schema, target_table, defi
 VALUES (%(source_id)s, %(name)s, %(schema)s, %(table)s, %(definition)s) RETURNING dataset_id
 """
 
+SET_DEFINITION: Final[LiteralString] = """
+UPDATE {state}.datasets SET definition = %(definition)s WHERE dataset_id = %(dataset_id)s
+"""
+
 SET_PHASE: Final[LiteralString] = """
 UPDATE {state}.datasets SET phase = %(phase)s WHERE dataset_id = %(dataset_id)s
 """

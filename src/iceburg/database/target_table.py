@@ -167,6 +167,10 @@ class TargetTable:
         )
         self.close_seen(connection)
 
+    def delete_all(self, connection: psycopg.Connection) -> None:
+        """Delete the dataset's rows."""
+        connection.execute(sql.SQL("DELETE FROM {} AS t WHERE {}").format(self.identifier, self._owned()))
+
     def open_seen(self, connection: psycopg.Connection) -> None:
         """Begin to collect the keys that the source has, in a temporary table of this session."""
         connection.execute(

@@ -26,10 +26,6 @@ Progress = Callable[[int, int], None]
 _ATTEMPTS: Final = 5
 
 
-class StoppedError(Exception):
-    """The run was asked to stop; everything committed stays."""
-
-
 class CopyStream:
     """Copies one stream of a dataset.
 
@@ -45,8 +41,8 @@ class CopyStream:
         Rows of a new chunk.
     progress
         Called with the number of rows gone through, and of rows written, after each batch.
-    stopping
-        Asked before each batch.
+    stop_if_asked
+        Called before each batch; raises to end the stream.
     """
 
     def __init__(
@@ -59,7 +55,7 @@ class CopyStream:
         fence: int,
         batch_size: int,
         progress: Progress,
-        stopping: Callable[[], bool],
+        stop_if_asked: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._connection = ledger.connection
@@ -71,15 +67,13 @@ class CopyStream:
         self._fence = fence
         self._batch_size = batch_size
         self._progress = progress
-        self._stopping = stopping
+        self._stop_if_asked = stop_if_asked
 
-    def run(self, *, refresh: bool) -> int:
-        """Copy what is missing; with `refresh`, also go through what is there. Return the number of rows written.
+    def run(self) -> int:
+        """Copy what is missing, and go through what is there where the source has changed; return the rows written.
 
         Raises
         ------
-        StoppedError
-            It was asked to stop, between two batches.
         SourceError, TargetError
             The source cannot be read, or a later run has taken over.
         """
@@ -87,7 +81,7 @@ class CopyStream:
         written = 0
         try:
             position, number = self._stream.after, -1
-            if refresh:
+            if self._stream.refreshing:
                 for chunk in self._ledger.chunks(self._stream):
                     written += self._refresh(position, chunk)
                     position, number = chunk.last, chunk.chunk
@@ -98,7 +92,7 @@ class CopyStream:
             for batch in self._reader.batches(after=position, upto=self._stream.upto, size=self._batch_size):
                 self._stop_if_asked()
                 number += 1
-                self._append(batch, number, may_exist=refresh)
+                self._append(batch, number, may_exist=self._stream.refreshing)
                 written += len(batch.records)
                 self._progress(len(batch.records), len(batch.records))
             self._ledger.set_stream_done(self._stream)
@@ -106,10 +100,6 @@ class CopyStream:
             if not self._connection.broken:
                 self._ledger.add_seconds(self._dataset.dataset_id, time.monotonic() - started)
         return written
-
-    def _stop_if_asked(self) -> None:
-        if self._stopping():
-            raise StoppedError
 
     def _append(self, batch: Batch[Any], number: int, *, may_exist: bool) -> None:
         rows, kept = self._convert(batch.records)

@@ -29,13 +29,22 @@ _QUARANTINE_TYPES = tuple(ENCODERS[t] for t in ("integer", "text", "bytea", "tex
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A range of a dataset's reading keys, ``after < key <= upto``; None is unbounded."""
+    """A range of a dataset's reading keys, ``after < key <= upto``; None is unbounded.
+
+    Attributes
+    ----------
+    done
+        Whether it has been read to its end.
+    refreshing
+        Whether its chunks are gone through again, because the source has changed.
+    """
 
     dataset_id: int
     stream: int
     after: Key | None
     upto: Key | None
     done: bool
+    refreshing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +151,13 @@ class Ledger:
     def streams(self, dataset_id: int) -> list[Stream]:
         """Return a dataset's streams."""
         rows = self.connection.execute(self.names.format(statements.SELECT_STREAMS), (dataset_id,)).fetchall()
-        return [Stream(d, s, _read(after), _read(upto), done) for d, s, after, upto, done in rows]
+        return [Stream(d, s, _read(after), _read(upto), done, again) for d, s, after, upto, done, again in rows]
 
     def set_stream_done(self, stream: Stream) -> None:
         """Note that a stream has been read to its end."""
         self.connection.execute(
             self.names.format(statements.SET_STREAM_DONE),
-            {"dataset_id": stream.dataset_id, "stream": stream.stream, "done": True},
+            {"dataset_id": stream.dataset_id, "stream": stream.stream},
         )
 
     def reopen_streams(self, dataset_id: int) -> None:

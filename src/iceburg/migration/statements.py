@@ -29,12 +29,16 @@ INSERT_STREAM: Final[LiteralString] = """
 INSERT INTO {state}.streams (dataset_id, stream, after_key, upto_key) VALUES (%s, %s, %s, %s)
 """
 SELECT_STREAMS: Final[LiteralString] = """
-SELECT dataset_id, stream, after_key, upto_key, done FROM {state}.streams WHERE dataset_id = %s ORDER BY stream
+SELECT dataset_id, stream, after_key, upto_key, done, refreshing FROM {state}.streams
+WHERE dataset_id = %s ORDER BY stream
 """
 SET_STREAM_DONE: Final[LiteralString] = """
-UPDATE {state}.streams SET done = %(done)s WHERE dataset_id = %(dataset_id)s AND stream = %(stream)s
+UPDATE {state}.streams SET done = TRUE, refreshing = FALSE
+WHERE dataset_id = %(dataset_id)s AND stream = %(stream)s
 """
-REOPEN_STREAMS: Final[LiteralString] = "UPDATE {state}.streams SET done = FALSE WHERE dataset_id = %s"
+REOPEN_STREAMS: Final[LiteralString] = """
+UPDATE {state}.streams SET done = FALSE, refreshing = TRUE WHERE dataset_id = %s
+"""
 
 SELECT_CHUNKS: Final[LiteralString] = """
 SELECT chunk, last_key, rows, digest FROM {state}.chunks

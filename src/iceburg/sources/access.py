@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iceburg.errors import SourceError
 from iceburg.records import DatasetReader, Store
-from iceburg.sources.chroma import ChromaStore
 from iceburg.sources.jsonl import JsonlFile
 from iceburg.sources.sqlite import SqliteFile
 from iceburg.sources.sqlite_schema import DatabaseDescription
+
+if TYPE_CHECKING:
+    from iceburg.sources.chroma import ChromaStore
 
 
 class OpenStores:
@@ -45,6 +47,9 @@ class OpenStores:
 
     def chroma(self, store: Store) -> ChromaStore:
         """Return an open Chroma directory."""
+        # numpy comes with it, which most workers can do without: 25 MB each.
+        from iceburg.sources.chroma import ChromaStore
+
         if store.name not in self._directories:
             self._directories[store.name] = self._stack.enter_context(ChromaStore(store.path, store.name))
         return self._directories[store.name]

@@ -45,12 +45,14 @@ CREATE TABLE {state}.datasets (
 );
 
 -- A stream of a dataset: a range of reading keys that one worker copies. Keys are JSON texts; NULL is unbounded.
+-- `refreshing`: the source has changed since its chunks were written, and they are gone through again.
 CREATE TABLE {state}.streams (
     dataset_id INTEGER NOT NULL REFERENCES {state}.datasets ON DELETE CASCADE,
     stream INTEGER NOT NULL,
     after_key TEXT,
     upto_key TEXT,
     done BOOLEAN NOT NULL DEFAULT FALSE,
+    refreshing BOOLEAN NOT NULL DEFAULT FALSE,
     PRIMARY KEY (dataset_id, stream)
 );
 

@@ -1,0 +1,140 @@
+"""The indexes of the plan's tables, made after the load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from iceburg.database.catalogue import Dataset
+from iceburg.database.schema import SchemaNames
+
+VECTOR_INDEXES: Final = ("ivfflat", "hnsw", "none")
+# pgvector's limits: an index on vector ends at 2,000 dimensions, one on halfvec at 4,000.
+_VECTOR_LIMIT: Final = 2_000
+_HALFVEC_LIMIT: Final = 4_000
+_OPERATORS: Final = {"cosine": "cosine_ops", "l2": "l2_ops", "ip": "ip_ops"}
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """An index of a plan's table.
+
+    Attributes
+    ----------
+    table, name
+        Which.
+    definition
+        What follows ``ON table``.
+    fallback
+        What to use where a value is too long for it.
+    needs_trigrams
+        Whether it can only be made where pg_trgm is.
+    """
+
+    table: str
+    name: str
+    definition: LiteralString
+    fallback: LiteralString | None = None
+    needs_trigrams: bool = False
+
+
+INDEXES: Final = (
+    IndexPlan("conversations", "conversations_by_time", '("timestamp" DESC, row_id DESC)'),
+    IndexPlan(
+        "conversations", "conversations_by_id", '(conversation_id, "timestamp" DESC)', "USING hash (conversation_id)"
+    ),
+    IndexPlan("matrix_entities", "matrix_entities_by_id", "(entity_id)", "USING hash (entity_id)"),
+    IndexPlan("matrix_entities", "matrix_entities_by_type", "(entity_type)"),
+    IndexPlan("matrix_entities", "matrix_entities_by_name", "USING gin (name gin_trgm_ops)", needs_trigrams=True),
+    IndexPlan("matrix_relationships", "matrix_relationships_by_source", "(source_id)", "USING hash (source_id)"),
+    IndexPlan("matrix_relationships", "matrix_relationships_by_target", "(target_id)", "USING hash (target_id)"),
+    IndexPlan("embeddings", "embeddings_by_record", "(collection_id, record_id)", "USING hash (record_id)"),
+    IndexPlan("telemetry", "telemetry_by_type", '(event_type, "timestamp" DESC)'),
+    IndexPlan("telemetry", "telemetry_by_time", '("timestamp" DESC)'),
+)
+
+
+def index_statement(names: SchemaNames, plan: IndexPlan, *, fallback: bool = False) -> sql.Composed:
+    """Return the statement that makes an index of a plan's table."""
+    definition = plan.fallback if fallback and plan.fallback is not None else plan.definition
+    return sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} {}").format(
+        sql.Identifier(plan.name), sql.Identifier(names.data, plan.table), sql.SQL(definition)
+    )
+
+
+def make_index(connection: psycopg.Connection, names: SchemaNames, plan: IndexPlan) -> None:
+    """Make an index of a plan's table, its fallback where a value is too long; nothing if it exists."""
+    try:
+        connection.execute(index_statement(names, plan))
+    except psycopg.errors.ProgramLimitExceeded:
+        if plan.fallback is None:
+            raise
+        connection.execute(index_statement(names, plan, fallback=True))
+
+
+def has_trigrams(connection: psycopg.Connection) -> bool:
+    """Whether pg_trgm is there and visible."""
+    row = connection.execute("SELECT 1 FROM pg_opclass WHERE opcname = 'gin_trgm_ops'").fetchone()
+    return row is not None
+
+
+def vector_index(names: SchemaNames, dataset: Dataset, kind: str, rows: int) -> tuple[sql.Composed | None, str | None]:
+    """Return the statement for a collection's vector index, or None and why there is none.
+
+    The index is on the expression that gives the untyped column the collection's dimension; ``lists`` of ivfflat
+    follows pgvector's documentation: rows / 1,000 up to a million rows, the square root of the rows above.
+    """
+    collection: dict[str, Any] = dataset.definition["collection"]
+    dimension = collection["dimension"]
+    if kind == "none" or not rows or not dimension:
+        return None, None
+    if dimension > _HALFVEC_LIMIT:
+        return None, f"no vector index: pgvector indexes up to {_HALFVEC_LIMIT} dimensions, search is exact"
+    kind_of_vector = "vector" if dimension <= _VECTOR_LIMIT else "halfvec"
+    lists = max(1, rows // 1000 if rows <= 1_000_000 else round(rows**0.5))
+    options = sql.SQL("WITH (lists = {})").format(sql.Literal(lists)) if kind == "ivfflat" else sql.SQL("")
+    return (
+        sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {}.embeddings USING {} ((embedding::{}({})) {}) {} WHERE {}").format(
+            sql.Identifier(f"embeddings_{kind}_{dataset.dataset_id}"),
+            sql.Identifier(names.data),
+            sql.SQL(kind),
+            sql.SQL(kind_of_vector),
+            sql.Literal(dimension),
+            sql.SQL(f"{kind_of_vector}_{_OPERATORS[collection['distance']]}"),
+            options,
+            sql.SQL("collection_id = {}").format(sql.Literal(dataset.dataset_id)),
+        ),
+        None,
+    )
+
+
+def check_dimension(connection: psycopg.Connection, names: SchemaNames, dataset: Dataset) -> None:
+    """Have the target refuse a vector of another dimension than its collection's."""
+    dimension = dataset.definition["collection"]["dimension"]
+    name = sql.Identifier(f"embeddings_dimension_{dataset.dataset_id}")
+    table = sql.Identifier(names.data, "embeddings")
+    with connection.transaction():
+        connection.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(table, name))
+        if dimension:
+            connection.execute(
+                sql.SQL(
+                    "ALTER TABLE {} ADD CONSTRAINT {} CHECK (collection_id <> {} OR embedding IS NULL"
+                    " OR vector_dims(embedding) = {}) NOT VALID"
+                ).format(table, name, sql.Literal(dataset.dataset_id), sql.Literal(dimension))
+            )
+
+
+def drop_collection_structure(connection: psycopg.Connection, names: SchemaNames, dataset_id: int) -> None:
+    """Remove the indexes and the check of a collection."""
+    for kind in VECTOR_INDEXES[:2]:
+        connection.execute(
+            sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(names.data, f"embeddings_{kind}_{dataset_id}"))
+        )
+    connection.execute(
+        sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
+            sql.Identifier(names.data, "embeddings"), sql.Identifier(f"embeddings_dimension_{dataset_id}")
+        )
+    )

@@ -1,0 +1,128 @@
+"""The tasks of a migration, as workers run them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from iceburg.database.catalogue import Catalogue, Dataset
+from iceburg.mappings.identity import key_text
+from iceburg.migration.copy_stream import CopyStream
+from iceburg.migration.indexes import IndexPlan, make_index
+from iceburg.migration.ledger import Ledger, Stream
+from iceburg.migration.worker import Advance, Context
+from iceburg.records import Store
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTask:
+    """Copy one stream of a dataset."""
+
+    store: Store
+    dataset: Dataset
+    stream: Stream
+    fence: int
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class SettleTask:
+    """Count a dataset whose streams are done, and remove what the source does not have any more."""
+
+    store: Store
+    dataset: Dataset
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexTask:
+    """Make one index."""
+
+    what: str
+    plan: IndexPlan | None = None
+    statement: sql.Composed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a task did: rows written, and seconds it took."""
+
+    rows: int
+    seconds: float
+
+
+def run_stream(context: Context, task: StreamTask) -> Done:
+    """Copy a stream."""
+    started = time.monotonic()
+    stream = CopyStream(
+        Ledger(context.connection, context.names),
+        task.dataset,
+        context.stores.reader(task.store, task.dataset.definition),
+        task.stream,
+        fence=task.fence,
+        batch_size=task.batch_size,
+        progress=lambda seen, written: context.report(Advance(task.dataset.name, seen, written)),
+        stop_if_asked=context.stop_if_asked,
+    )
+    return Done(stream.run(), time.monotonic() - started)
+
+
+def run_settle(context: Context, task: SettleTask) -> Done:
+    """Count a dataset on both sides; where the target has more, remove what is not in the source."""
+    started = time.monotonic()
+    ledger = Ledger(context.connection, context.names)
+    catalogue = Catalogue(context.connection, context.names)
+    dataset_id = task.dataset.dataset_id
+    target = task.dataset.target()
+    source_rows = context.stores.reader(task.store, task.dataset.definition).count()
+    rows = target.count(context.connection)
+    quarantined = ledger.kept_counts()[dataset_id][1]
+    removed = 0
+    if rows + quarantined > source_rows:
+        removed = remove_gone(context, task)
+        rows = target.count(context.connection)
+    with context.connection.transaction():
+        ledger.check_fence(task.fence)
+        catalogue.set_counts(dataset_id, source_rows, rows)
+        catalogue.set_phase(dataset_id, "loaded")
+    return Done(removed, time.monotonic() - started)
+
+
+def remove_gone(context: Context, task: SettleTask) -> int:
+    """Remove the rows, and what is kept, of records that the source does not have any more; return how many rows."""
+    connection = context.connection
+    ledger = Ledger(connection, context.names)
+    mapping = task.dataset.mapping()
+    target = task.dataset.target()
+    kept = ledger.kept_keys(task.dataset.dataset_id)
+    alive: set[str] = set()
+    target.open_seen(connection)
+    try:
+        for batch in context.stores.reader(task.store, task.dataset.definition).batches():
+            context.stop_if_asked()
+            keys = [mapping.row_key(record) for record in batch.records]
+            target.add_seen(connection, [key for key in keys if key is not None])
+            if kept:
+                alive.update(kept.intersection(key_text(mapping.key(record)) for record in batch.records))
+        with connection.transaction():
+            ledger.check_fence(task.fence)
+            removed = target.delete_unseen(connection)
+            ledger.forget_kept(task.dataset.dataset_id, sorted(kept - alive))
+
+        return removed
+    finally:
+        target.close_seen(connection)
+
+
+def run_index(context: Context, task: IndexTask) -> str | None:
+    """Make an index."""
+    context.stop_if_asked()
+    # Set for the session of the worker: an index build is what this memory is for.
+    context.connection.execute("SET maintenance_work_mem = '128MB'")
+    if task.plan is not None:
+        make_index(context.connection, context.names, task.plan)
+    if task.statement is not None:
+        context.connection.execute(task.statement)
+    return None

@@ -1,0 +1,220 @@
+"""Processes that work on tasks: each with its own connection and its own open stores.
+
+With one job the tasks run in this process. Workers leave SIGINT and SIGTERM to the main process, which asks them to
+stop between two batches, and end with it however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+import psycopg
+
+from iceburg.database.connection import connect
+from iceburg.database.schema import SchemaNames
+from iceburg.database.target_table import prepare_loaders
+from iceburg.errors import IceburgError, TargetError
+from iceburg.sources.access import OpenStores
+
+TaskT = TypeVar("TaskT")
+_PR_SET_PDEATHSIG: Final = 1
+_POLL: Final = 0.2
+
+
+class StoppedError(Exception):
+    """The run was asked to stop; everything committed stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a task got: records gone through, and of these written."""
+
+    dataset: str
+    seen: int
+    written: int
+
+
+class Context:
+    """What a task works with.
+
+    Attributes
+    ----------
+    names
+        Of the target's schemas.
+    stores
+        The stores that this worker has open.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        names: SchemaNames,
+        stopping: Callable[[], bool],
+        report: Callable[[Advance], None],
+    ) -> None:
+        self.names = names
+        self.stores = OpenStores()
+        self._dsn = dsn
+        self._stopping = stopping
+        self.report = report
+        self._connection: psycopg.Connection | None = None
+
+    @property
+    def connection(self) -> psycopg.Connection:
+        """The worker's connection to the target, in autocommit mode."""
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(self._dsn, autocommit=True)
+            # A batch and its position are in one transaction: a crash loses both or neither, and the run's last
+            # commit, which is synchronous, makes all before it durable.
+            self._connection.execute("SET synchronous_commit = off")
+            prepare_loaders(self._connection)
+        return self._connection
+
+    def stop_if_asked(self) -> None:
+        """Raise `StoppedError` if the run was asked to stop."""
+        if self._stopping():
+            raise StoppedError
+
+    def close(self) -> None:
+        """Close the connection and the stores."""
+        self.stores.close()
+        if self._connection is not None:
+            self._connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[TaskT]):
+    """How a task ended: its result, or the error that ended it."""
+
+    task: TaskT
+    result: Any = None
+    error: IceburgError | StoppedError | None = None
+
+
+_context: Context | None = None
+
+
+def _start_worker(dsn: str, names: SchemaNames, stop: Any, events: Any, parent: int) -> None:
+    global _context
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _context = Context(dsn, names, lambda: stop.is_set() or os.getppid() != parent, events.put)
+
+
+def _run_in_worker(function: Callable[[Context, Any], Any], task: Any) -> Outcome[Any]:
+    assert _context is not None  # noqa: S101 - set by _start_worker
+    return _run(_context, function, task)
+
+
+def _run(context: Context, function: Callable[[Context, Any], Any], task: TaskT) -> Outcome[TaskT]:
+    try:
+        return Outcome(task, function(context, task))
+    except (IceburgError, StoppedError) as error:
+        return Outcome(task, error=error)
+    except psycopg.Error as error:
+        return Outcome(task, error=_target_error(error))
+
+
+def _target_error(error: psycopg.Error) -> TargetError:
+    hint = "Run the command again: it goes on where it stopped."
+    if error.sqlstate == "53100":
+        hint = "Make room on the server's disk, then run the command again: it goes on where it stopped."
+    what = error.diag.message_primary or str(error).strip() or type(error).__name__
+    return TargetError(f"PostgreSQL: {what}", where=error.diag.table_name or "", hint=hint)
+
+
+class Workers:
+    """A pool of workers; a context manager.
+
+    Parameters
+    ----------
+    jobs
+        How many; with 1 the tasks run in this process.
+    dsn, names
+        The target.
+    stopping
+        Asked now and then whether the run is to stop.
+    on_advance
+        Told how far the tasks are.
+    """
+
+    def __init__(
+        self,
+        jobs: int,
+        dsn: str,
+        names: SchemaNames,
+        *,
+        stopping: Callable[[], bool],
+        on_advance: Callable[[Advance], None],
+    ) -> None:
+        self._jobs = jobs
+        self._stopping = stopping
+        self._on_advance = on_advance
+        self._pool: ProcessPoolExecutor | None = None
+        if jobs == 1:
+            self._local = Context(dsn, names, stopping, on_advance)
+            return
+        # A forked child would share the parent's connections and locks.
+        context = multiprocessing.get_context("spawn")
+        self._stop = context.Event()
+        self._events = context.Queue()
+        self._pool = ProcessPoolExecutor(
+            jobs, context, _start_worker, (dsn, names, self._stop, self._events, os.getpid())
+        )
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is None:
+            self._local.close()
+            return
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+        self._events.close()
+
+    def run(self, function: Callable[[Context, TaskT], Any], tasks: Sequence[TaskT]) -> Iterator[Outcome[TaskT]]:
+        """Work on tasks; yield each outcome as it comes.
+
+        Raises
+        ------
+        TargetError
+            A worker was killed.
+        """
+        if self._pool is None:
+            for task in tasks:
+                yield _run(self._local, function, task)
+            return
+        futures: set[Future[Outcome[TaskT]]] = {self._pool.submit(_run_in_worker, function, t) for t in tasks}
+        try:
+            while futures:
+                done, futures = wait(futures, timeout=_POLL, return_when=FIRST_COMPLETED)
+                self._drain()
+                if self._stopping():
+                    self._stop.set()
+                for future in done:
+                    yield future.result()
+            self._drain()
+        except BrokenProcessPool:
+            raise TargetError(
+                "A working process was ended from outside, perhaps for lack of memory.",
+                hint="Run the command again, perhaps with a smaller --batch-size or --jobs 1: it goes on.",
+            ) from None
+
+    def _drain(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._on_advance(self._events.get_nowait())
