@@ -6,8 +6,10 @@ shrinks kills the process. The layout is hnswlib's, found by experiment with sto
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +124,7 @@ class HnswIndex:
         self.directory = directory
         self.problems: list[tuple[str, str]] = []
         self.signature = signature(directory)
-        self.metadata = self._read_pickle()
+        self.metadata = self._without_shared_labels(self._read_pickle())
         self.layout: Layout | None = None
         self.labels: NDArray[np.int64] = np.empty(0, np.int64)
         self.deleted: NDArray[np.bool_] = np.empty(0, np.bool_)
@@ -196,6 +198,18 @@ class HnswIndex:
             self.problems.append(("pickle-refused", f"index_metadata.pickle was not read: {error.strerror}"))
         return None
 
+    def _without_shared_labels(self, metadata: IndexMetadata | None) -> IndexMetadata | None:
+        """Leave out ids that share a label: a changed bit can do that, and nobody can tell whose the row is."""
+        if metadata is None:
+            return None
+        uses = Counter(metadata.id_to_label.values())
+        if len(uses) == len(metadata.id_to_label):
+            return metadata
+        shared = {label for label, count in uses.items() if count > 1}
+        self.problems.append(("index-unreadable", f"index_metadata.pickle gives {len(shared)} labels more than once"))
+        sound = {identity: label for identity, label in metadata.id_to_label.items() if label not in shared}
+        return dataclasses.replace(metadata, id_to_label=sound)
+
     def _find_layout(self, dimension: int | None) -> Layout | None:
         if not (self.directory / "data_level0.bin").exists():
             if self.metadata is not None or self.signature[0] is not None:
@@ -220,31 +234,57 @@ class HnswIndex:
         return derived
 
     def _derive_layout(self, dimension: int | None) -> Layout | None:
-        """Find the layout without a header, where the pickle's labels prove it."""
-        wanted = set(self.id_to_label.values())
-        if dimension is None and self.metadata is not None:
-            dimension = self.metadata.dimension
-        if not dimension or not wanted:
+        """Find the layout without a header, where labels and links prove it."""
+        if self.metadata is None or not self.id_to_label:
+            return None
+        dimension = dimension or self.metadata.dimension
+        if not dimension:
             return None
         size = (self.directory / "data_level0.bin").stat().st_size
-        # hnswlib's M is 16 unless the collection says otherwise; maxM0 is 2 x M.
+        found: list[Layout] = []
+        # hnswlib's M is 16 unless the collection says otherwise; a row has room for 2 x M links.
         for m in [16, *(m for m in range(2, 513) if m != 16)]:
             vector_at = 4 + 8 * m
             label_at = vector_at + 4 * dimension
             row_size = label_at + 8
-            layout = Layout(size // row_size, row_size, vector_at, label_at)
-            if layout.rows < len(wanted) or not self._labels_plausible(layout, wanted):
-                continue
-            labels, _ = self._read_labels(layout)
-            if len(labels) and wanted <= set(labels.tolist()) and _unique_within(labels, wanted):
-                return layout
-        return None
+            if size % row_size == 0:
+                layout = self._prove_layout(Layout(size // row_size, row_size, vector_at, label_at))
+                found += [] if layout is None else [layout]
+            if found and m == 16:
+                break
+        return found[0] if len(found) == 1 else None
 
-    def _labels_plausible(self, layout: Layout, wanted: set[int]) -> bool:
-        # The first row is never preallocated, so its label is one of the pickle's or of a deleted record's.
-        with (self.directory / "data_level0.bin").open("rb") as file:
-            first = os.pread(file.fileno(), 8, layout.label_at)
-        return len(first) == 8 and int.from_bytes(first, "little") <= 2 * max(wanted)
+    def _prove_layout(self, layout: Layout) -> Layout | None:
+        """Return the layout with the number of rows in use, None if the rows contradict it."""
+        metadata = self.metadata
+        if metadata is None:
+            return None
+        wanted = np.sort(np.fromiter(metadata.id_to_label.values(), np.int64, len(metadata.id_to_label)))
+        last = metadata.last_label or int(wanted[-1])
+        labels, _ = self._read_labels(layout)
+        order = np.argsort(labels, kind="stable")
+        at = np.searchsorted(labels[order], wanted)
+        if not len(labels) or np.any(at == len(labels)) or np.any(labels[order][at % len(labels)] != wanted):
+            return None
+        # The rows in use come first; what follows is whatever the memory held.
+        rows = int(order[at].max()) + 1
+        used = labels[:rows]
+        if np.any((used < 0) | (used > last)) or len(np.unique(used)) != rows:
+            return None
+        layout = Layout(rows, layout.row_size, layout.vector_at, layout.label_at)
+        return layout if self._links_fit(layout, last) else None
+
+    def _links_fit(self, layout: Layout, last: int) -> bool:
+        room = (layout.vector_at - 4) // 4
+        for rows in _chunks(np.arange(layout.rows, dtype=np.int64), max(1, _CHUNK // layout.row_size)):
+            heads = self._read_columns(layout, rows, 0, layout.vector_at).view("<u4")
+            counts = heads[:, 0] & 0xFFFF
+            if np.any(counts > room) or np.any(heads[:, 0] >> 17):
+                return False
+            linked = np.arange(room)[None, :] < counts[:, None]
+            if np.any(heads[:, 1:][linked] > last):
+                return False
+        return True
 
     def _read_labels(self, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         labels, deleted = [], []
@@ -293,10 +333,13 @@ class HnswIndex:
         return bool(np.all(np.isfinite(norms) & (norms >= 0) & (norms < 1e12)) and np.any(norms > 1e-12))
 
     def _gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        layout = self.layout
-        if layout is None:
+        if self.layout is None:
             raise IndexDamagedError("there are no rows to read")
-        vectors = np.empty((len(rows), layout.dimension), "<f4")
+        return self._read_columns(self.layout, rows, self.layout.vector_at, self.layout.label_at).view("<f4")
+
+    def _read_columns(self, layout: Layout, rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint8]:
+        """Read the bytes from `start` to `stop` of each row."""
+        found = np.empty((len(rows), stop - start), np.uint8)
         order = np.argsort(rows, kind="stable")
         with (self.directory / "data_level0.bin").open("rb", buffering=0) as file:
             for run in _runs(rows[order], layout.row_size):
@@ -307,14 +350,8 @@ class HnswIndex:
                 if len(block) != size:
                     raise IndexDamagedError("data_level0.bin became shorter while it was read")
                 table = np.frombuffer(block, np.uint8).reshape(-1, layout.row_size)
-                picked = table[rows[places] - first, layout.vector_at : layout.label_at]
-                vectors[places] = picked.view("<f4")
-        return vectors
-
-
-def _unique_within(labels: NDArray[np.int64], wanted: set[int]) -> bool:
-    mine = labels[np.isin(labels, np.fromiter(wanted, np.int64, len(wanted)))]
-    return len(np.unique(mine)) == len(mine)
+                found[places] = table[rows[places] - first, start:stop]
+        return found
 
 
 def _runs(rows: NDArray[np.int64], row_size: int) -> Iterator[slice]:

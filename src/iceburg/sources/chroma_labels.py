@@ -1,4 +1,4 @@
-"""Matching rows of an index to records without the pickle that says which is which.
+"""What the order of numbers tells where the pickle that maps ids to rows of the index is lost.
 
 Chroma 1.x numbers labels in the order in which records were added, as it does ``embeddings.id``. That holds only as
 long as nothing was changed or deleted, so it is used only where every number agrees with that, and what it gives is
@@ -8,8 +8,10 @@ marked.
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iceburg.sources.chroma_catalogue import sequence_number
 from iceburg.sources.chroma_index import HnswIndex
@@ -49,3 +51,33 @@ def match_labels(connection: sqlite3.Connection, segment: str, index: HnswIndex,
     if len(ids) != layout.rows:
         return {}
     return {identity: label for label, identity in enumerate(ids, start=1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """The order in which the records of a store were made.
+
+    Attributes
+    ----------
+    rows
+        Numbers of all rows, ascending, which is the order in which they were made.
+    least
+        For each, the lowest position that one of the rows after it has left in the tables.
+    """
+
+    rows: NDArray[np.int64]
+    least: NDArray[np.int64]
+
+    def made_before(self, row: int, seq: int) -> bool:
+        """Tell whether a row is known to have been made before a position: a later row has been there by then."""
+        at = int(np.searchsorted(self.rows, row))
+        return at < len(self.rows) and bool(self.least[at] < seq)
+
+
+def read_arrivals(connection: sqlite3.Connection) -> Arrivals:
+    """Read the order in which all records of the store were made."""
+    found = connection.execute("SELECT id, seq_id FROM embeddings ORDER BY id").fetchall()
+    known = [(row, seq) for row, seq in ((row, sequence_number(raw)) for row, raw in found) if seq is not None]
+    rows = np.array([row for row, _ in known], np.int64)
+    seqs = np.array([seq for _, seq in known] + [np.iinfo(np.int64).max], np.int64)
+    return Arrivals(rows, np.minimum.accumulate(seqs[::-1])[::-1][1:])

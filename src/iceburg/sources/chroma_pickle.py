@@ -41,11 +41,14 @@ class IndexMetadata:
         Components of a vector; None in native 1.x files.
     max_seq_id
         Last position of the queue that the index holds; None in 0.5, 0.6 and native 1.x files, where a table has it.
+    last_label
+        The highest label given so far; None where the file does not say.
     """
 
     id_to_label: dict[str, int]
     dimension: int | None
     max_seq_id: int | None
+    last_label: int | None = None
 
 
 def read_index_metadata(path: Path) -> IndexMetadata:
@@ -76,7 +79,8 @@ def parse_index_metadata(data: bytes) -> IndexMetadata:
         raise PickleRefusedError("it has no id_to_label map")
     if not all(type(k) is str and type(v) is int and 0 <= v < 1 << 63 for k, v in id_to_label.items()):
         raise PickleRefusedError("its id_to_label map does not map text to labels")
-    return IndexMetadata(id_to_label, _number(state, "dimensionality"), _number(state, "max_seq_id"))
+    dimension, last = _number(state, "dimensionality"), _number(state, "total_elements_added")
+    return IndexMetadata(id_to_label, dimension, _number(state, "max_seq_id"), last)
 
 
 def _number(state: dict[Any, Any], key: str) -> int | None:

@@ -44,12 +44,15 @@ class VectorPositions:
         `certain` has the id; else the index tells which of them is.
     certain
         Ids of `settled` whose newest row must have set the vector of a record that exists.
+    doubtful
+        Positions of ADDs that did nothing if the id was there before, which the queue does not tell.
     """
 
     pending: dict[str, int] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
     settled: dict[str, tuple[int, ...]] = field(default_factory=dict)
     certain: set[str] = field(default_factory=set)
+    doubtful: set[int] = field(default_factory=set)
 
 
 def read_operations(connection: sqlite3.Connection, collection: str) -> Iterator[Operation]:
@@ -114,6 +117,7 @@ def _settle(found: VectorPositions, proved: set[str], op: Operation, *, known_ab
         # It did nothing if the id was there before.
         found.settled[op.id] = (op.seq, *earlier)
         found.certain.discard(op.id)
+        found.doubtful.add(op.seq)
 
 
 def _apply(found: VectorPositions, op: Operation, in_index: Container[str] | None) -> None:
@@ -128,6 +132,8 @@ def _apply(found: VectorPositions, op: Operation, in_index: Container[str] | Non
     present = op.id in found.pending or op.id in found.settled
     if in_index is None and not present and op.id not in found.removed:
         found.pending[op.id] = op.seq
+        if op.operation == ADD:
+            found.doubtful.add(op.seq)
         return
     present = present or (in_index is not None and op.id in in_index and op.id not in found.removed)
     if op.operation == UPSERT or (op.operation == ADD) != present:

@@ -15,7 +15,7 @@ from iceburg.sources.chroma_catalogue import (
     segments_of,
 )
 from iceburg.sources.chroma_index import HnswIndex, signature
-from iceburg.sources.chroma_labels import match_labels
+from iceburg.sources.chroma_labels import Arrivals, match_labels, read_arrivals
 from iceburg.sources.chroma_queue import DELETE, Operation, VectorPositions, locate_vectors, read_operations
 from iceburg.sources.chroma_salvage import Salvage
 from iceburg.sources.chroma_tables import PendingRecords, Row, replay_records, rows_of_segment
@@ -46,6 +46,8 @@ class State:
         Records whose rows in damaged tables are lost, known from the index and the queue; their numbers are negative.
     doubtful
         Whether changes may be lost with a damaged queue.
+    arrivals
+        The order in which records were made, where the queue leaves open what an ADD did.
     """
 
     version: tuple[int, int]
@@ -59,6 +61,7 @@ class State:
     by_order: dict[str, int]
     unlisted: list[Row]
     doubtful: bool
+    arrivals: Arrivals | None
 
     @property
     def segment(self) -> str:
@@ -93,7 +96,9 @@ def build_state(
     operations = list(read_operations(connection, collection.id))
     doubtful = salvage is not None and salvage.touches("embeddings_queue")
     complete = is_complete(connection) and not doubtful
-    vectors = locate_vectors(operations, taken_in, labels, complete=complete)
+    # A complete queue tells by itself which ids there were.
+    in_index = {} if labels is None and complete else labels
+    vectors = locate_vectors(operations, taken_in, in_index, complete=complete)
     records = replay_records(connection, segments.metadata or "", operations, tables_at)
     by_order: dict[str, int] = {}
     if index is not None and metadata is None and index.layout is not None:
@@ -105,7 +110,10 @@ def build_state(
         listed.update((row.id, row.row) for row, _ in records.created)
         gaps = salvage.damage["embeddings"].gaps
         unlisted = find_unlisted(operations, labels or {}, vectors.removed, listed, gaps)
-    return State(version, segments, index, taken_in, tables_at, vectors, records, texts, by_order, unlisted, doubtful)
+    arrivals = read_arrivals(connection) if vectors.doubtful and columns(connection, "embeddings") else None
+    return State(
+        version, segments, index, taken_in, tables_at, vectors, records, texts, by_order, unlisted, doubtful, arrivals
+    )
 
 
 def _open_index(

@@ -55,17 +55,22 @@ def read_vectors(connection: sqlite3.Connection, state: State, rows: list[Row], 
 def _candidates(state: State, row: Row) -> tuple[tuple[int, ...], bool]:
     """Return positions of the queue that may hold a row's vector, newest first, and whether the first does."""
     pending = state.vectors.pending.get(row.id)
-    if pending is not None:
-        # Without the pickle nobody knows what the index had; the tables know what came to nothing.
-        unproved = state.index is None or state.index.metadata is None
-        if not (unproved and row.seq is not None and row.seq < pending <= state.tables_at):
-            return (pending,), True
-    positions = state.vectors.settled.get(row.id, ())
-    if row.seq is not None:
-        # An operation that touched the record has left its position in the tables; a later one did nothing.
-        positions = tuple(seq for seq in positions if seq <= row.seq)
+    if pending is not None and not _idle(state, row, pending):
+        return (pending,), True
+    positions = tuple(seq for seq in state.vectors.settled.get(row.id, ()) if not _idle(state, row, seq))
     sure = bool(positions) and (row.id in state.vectors.certain or positions[0] == row.seq)
     return positions, sure
+
+
+def _idle(state: State, row: Row, seq: int) -> bool:
+    """Tell whether the operation at a position is known to have done nothing to a record."""
+    if row.seq is None or seq == row.seq or seq > state.tables_at:
+        return False
+    unproved = seq in state.vectors.doubtful
+    if seq > row.seq:
+        # One that touched the record would have left its position in the tables.
+        return unproved or seq <= state.taken_in
+    return unproved and state.arrivals is not None and state.arrivals.made_before(row.row, seq)
 
 
 def _indexed(state: State, rows: list[Row], wanted: list[bool]) -> list[Vector]:
