@@ -32,8 +32,9 @@ from iceburg.migration.indexes import (
 )
 from iceburg.migration.ledger import Ledger
 from iceburg.migration.plan import PlannedDataset, StorePlan, plan_store
+from iceburg.migration.removal import remove_dataset
 from iceburg.migration.report import DatasetReport, MigrationReport, Problem, Tally
-from iceburg.migration.structure import add_foreign_keys, complete_table, create_table, drop_table, loosen
+from iceburg.migration.structure import add_foreign_keys, complete_table, create_table, loosen
 from iceburg.migration.tasks import IndexTask, SettleTask, StreamTask, run_index, run_settle, run_stream
 from iceburg.migration.worker import Advance, Outcome, StoppedError, Workers
 from iceburg.records import DatasetReader, Key, Store
@@ -332,15 +333,8 @@ class Migrator:
         )
 
     def _drop(self, dataset: Dataset) -> None:
-        """Remove a dataset that the source has no more, or has in another shape, with its rows."""
-        if dataset.definition["mapping"] == "table":
-            drop_table(self._connection, dataset.target_schema, dataset.target_table)
-        else:
-            dataset.target().delete_all(self._connection)
-        if dataset.definition["mapping"] == "embeddings":
-            drop_collection_structure(self._connection, self._names, dataset.dataset_id)
-            self._connection.execute(self._names.format(statements.DELETE_COLLECTION), (dataset.dataset_id,))
-        self._catalogue.forget_dataset(dataset.dataset_id)
+        """Remove a dataset that the source has no more, or has in another shape."""
+        remove_dataset(self._connection, self._names, dataset)
 
     # Loading
 

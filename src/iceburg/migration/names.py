@@ -45,8 +45,11 @@ def column_names(names: Iterable[str], reserved: Collection[str] = ()) -> tuple[
 def schema_name(store: str, prefix: str, taken: Collection[str]) -> str:
     """Name the schema of a SQLite file after it: its stem, or its path where the stem is taken."""
     path = PurePosixPath(store)
-    stem = prefix + path.stem
-    if not prefix and (stem.lower() in _SYSTEM_SCHEMAS or stem.lower().startswith("pg_") or not path.stem):
-        stem = f"db_{path.stem}"
-    found = shorten(stem)
-    return found if found not in taken else unique(prefix + "_".join((*path.parent.parts, path.stem)), taken)
+    found = shorten(_own(prefix + path.stem))
+    return found if found not in taken else unique(_own(prefix + "_".join((*path.parent.parts, path.stem))), taken)
+
+
+def _own(schema: str) -> str:
+    """Change the name of a schema that PostgreSQL keeps for itself."""
+    lower = schema.lower()
+    return f"db_{schema}" if not schema or lower in _SYSTEM_SCHEMAS or lower.startswith("pg_") else schema

@@ -19,7 +19,7 @@ from iceburg.mappings.table import ROWID_COLUMN
 from iceburg.migration.census import choose_codec, choose_key, misfits, plan_columns, take_census
 from iceburg.migration.names import column_names, schema_name, unique
 from iceburg.records import Store
-from iceburg.sources.access import OpenStores
+from iceburg.sources.access import OpenStores, name_collections
 from iceburg.sources.sqlite_rows import TableReader
 from iceburg.sources.sqlite_schema import Table
 
@@ -111,19 +111,16 @@ def plan_store(
 
 def _plan_chroma(stores: OpenStores, store: Store, names: SchemaNames) -> StorePlan:
     directory = stores.chroma(store)
-    found: list[PlannedDataset] = []
-    collections = directory.collections()
-    several = len({(c.tenant, c.database) for c in collections}) > 1
-    taken: set[str] = set()
-    for collection in collections:
-        place = f"{collection.tenant}/{collection.database}/{collection.name}" if several else collection.name
-        name = f"{store.name}/{place}"
-        if name in taken:
-            name = f"{name} ({collection.id})"
-        taken.add(name)
-        definition = {"mapping": "embeddings", "collection": asdict(collection)}
-        found.append(PlannedDataset(name, definition, names.data, "embeddings"))
-    return StorePlan(tuple(found), losses=tuple(str(loss) for loss in directory.losses()))
+    found = [
+        PlannedDataset(
+            f"{store.name}/{name}",
+            {"mapping": "embeddings", "collection": asdict(collection)},
+            names.data,
+            "embeddings",
+        )
+        for name, collection in name_collections(directory.collections()).items()
+    ]
+    return StorePlan(tuple(found), losses=tuple(loss.detail for loss in directory.losses()))
 
 
 def _plan_sqlite(

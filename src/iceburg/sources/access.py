@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from iceburg.sources.sqlite import SqliteFile
 from iceburg.sources.sqlite_schema import DatabaseDescription
 
 if TYPE_CHECKING:
-    from iceburg.sources.chroma import ChromaStore
+    from iceburg.sources.chroma import ChromaStore, CollectionInfo
 
 
 class OpenStores:
@@ -76,3 +77,26 @@ class OpenStores:
             if table.name == definition["source_table"]:
                 return file.reader(table)
         raise SourceError("the table is gone", where=f"{store.name}, table {definition['source_table']}")
+
+    def dataset_names(self, store: Store) -> list[str]:
+        """Return what a store's tables or collections are called; nothing for a JSONL file, which is one dataset."""
+        if store.kind == "jsonl":
+            return []
+        if store.kind == "sqlite":
+            return [table.name for table in self.sqlite(store)[1].tables]
+        return list(name_collections(self.chroma(store).collections()))
+
+
+def name_collections(collections: Iterable[CollectionInfo]) -> dict[str, CollectionInfo]:
+    """Name the collections of one directory: by tenant and database too where it has several of them.
+
+    A name that occurs twice all the same, which chromadb prevents, is told apart by the collection's id.
+    """
+    found = list(collections)
+    several = len({(collection.tenant, collection.database) for collection in found}) > 1
+    names: dict[str, CollectionInfo] = {}
+    for collection in found:
+        place = (collection.tenant, collection.database, collection.name) if several else (collection.name,)
+        name = "/".join(place)
+        names[name if name not in names else f"{name} ({collection.id})"] = collection
+    return names

@@ -1,0 +1,277 @@
+"""What a command shows: progress on standard error, tables or one JSON document on standard output."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from types import TracebackType
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from iceburg.database.embedded import ServerStatus
+from iceburg.inspection_view import render_inspection
+from iceburg.migration.inspection import Inspection
+from iceburg.migration.report import MigrationReport
+from iceburg.migration.status import Status
+from iceburg.migration.worker import Advance
+from iceburg.verification.report import VerificationReport
+
+_PLAIN_INTERVAL: Final = 5.0
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document; ASCII, so that no text can break it."""
+    sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="dim")
+
+
+class ProgressView:
+    """Progress on standard error: bars on a terminal, plain lines elsewhere; a context manager and a `Listener`."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bars: Progress | None = None
+        if self._console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                _Rate(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+        self._tasks: dict[str, Any] = {}
+        self._done: dict[str, int] = {}
+        self._total: dict[str, int] = {}
+        self._started = self._told = time.monotonic()
+        self._seen = 0
+
+    def __enter__(self) -> ProgressView:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def phase(self, text: str) -> None:
+        """Show what is done now."""
+        self._console.print(text, markup=False, style="dim", soft_wrap=True)
+
+    def expect(self, dataset: str, rows: int, done: int) -> None:
+        """Show a dataset that is about to be gone through."""
+        self._total[dataset] = rows
+        self._done[dataset] = done
+        if self._bars is not None and rows:
+            if dataset in self._tasks:
+                self._bars.reset(self._tasks[dataset], total=rows, completed=done)
+            else:
+                self._tasks[dataset] = self._bars.add_task(dataset, total=rows, completed=done)
+
+    def advance(self, event: Advance) -> None:
+        """Show that a dataset has got further."""
+        self._done[event.dataset] = self._done.get(event.dataset, 0) + event.seen
+        self._seen += event.seen
+        if self._bars is not None:
+            task = self._tasks.get(event.dataset)
+            if task is not None:
+                self._bars.advance(task, event.seen)
+                if self._done[event.dataset] >= self._total[event.dataset]:
+                    self._bars.update(task, visible=False)
+            return
+        now = time.monotonic()
+        if now - self._told >= _PLAIN_INTERVAL:
+            self._told = now
+            self._print_line(now)
+
+    def _print_line(self, now: float) -> None:
+        done, total = sum(self._done.values()), sum(self._total.values())
+        rate = self._seen / (now - self._started)
+        left = f", {(total - done) / rate:,.0f} s left" if rate and total > done else ""
+        self._console.print(f"{done:,} of {total:,} records, {rate:,.0f}/s{left}", markup=False)
+
+
+def _table(*columns: str, title: str = "") -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numeric = column in (
+            "rows",
+            "bytes",
+            "preserved",
+            "quarantined",
+            "seconds",
+            "compared",
+            "differences",
+            "copied",
+        )
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    return table
+
+
+def _size(count: int) -> str:
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+
+
+def _printer() -> Console:
+    console = Console(highlight=False, markup=False)
+    # A table that is piped somewhere must not be cut to the 80 columns of a terminal that is not there.
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=200)
+
+
+def _show(console: Console, table: Table) -> None:
+    console.print(table)
+    console.print()
+
+
+def _quoted(value: object) -> str:
+    return json.dumps(value, default=str)
+
+
+def show_migration(report: MigrationReport) -> None:
+    """Print a migration's table, and what there is to know beside it."""
+    console = _printer()
+    table = _table("dataset", "target", "rows", "bytes", "preserved", "quarantined", "copied", "seconds")
+    for dataset in report.datasets:
+        table.add_row(
+            dataset.dataset,
+            dataset.target,
+            f"{dataset.target_rows:,}",
+            _size(dataset.bytes),
+            f"{dataset.preserved_originals:,}",
+            f"{dataset.quarantined_rows:,}",
+            f"{dataset.copied_rows:,}",
+            f"{dataset.seconds:.2f}",
+        )
+    _show(console, table)
+    _show_kept(console, report.kept)
+    for loss in report.losses:
+        ids = ", ".join(loss["ids"][:5])
+        console.print(f"Lost before: {loss['dataset']}: {loss['count']} vectors are {loss['kind']}: {ids} ...")
+    for dataset in report.datasets:
+        for note in dataset.notes:
+            console.print(f"Note: {dataset.dataset}: {note}")
+    for problem in report.problems:
+        console.print(f"Problem: {problem.source}: {problem.problem}")
+    total = sum(dataset.target_rows for dataset in report.datasets)
+    copied = sum(dataset.copied_rows for dataset in report.datasets)
+    if report.interrupted:
+        console.print("Stopped. Run the same command again: it goes on from here.")
+    elif report.unchanged:
+        console.print(f"Nothing to copy: no store has changed. {total:,} rows are in PostgreSQL.")
+    else:
+        console.print(f"{report.status.capitalize()}: {copied:,} records copied in {report.seconds:.1f} s.")
+
+
+def _show_kept(console: Console, kept: tuple[dict[str, Any], ...]) -> None:
+    if not kept:
+        return
+    table = _table("kept", "dataset", "reason", "rows", "keys", title="What PostgreSQL cannot hold as it is")
+    for entry in kept:
+        keys = ", ".join(entry["keys"][:3])
+        table.add_row(entry["kind"], entry["dataset"], entry["reason"], f"{entry['count']:,}", keys[:80])
+    _show(console, table)
+
+
+def show_verification(report: VerificationReport) -> None:
+    """Print a verification's table and the differences."""
+    console = _printer()
+    table = _table("dataset", "source rows", "target rows", "quarantined", "compared", "differences")
+    for dataset in report.datasets:
+        table.add_row(
+            dataset.dataset,
+            f"{dataset.source_rows:,}",
+            f"{dataset.target_rows:,}",
+            f"{dataset.quarantined_rows:,}",
+            f"{dataset.compared_rows:,}",
+            f"{dataset.differences:,}",
+        )
+    _show(console, table)
+    for difference in report.differences:
+        console.print(
+            f"Different: {difference.dataset}, key {difference.key}, {difference.field}:"
+            f" source {_quoted(difference.source)}, target {_quoted(difference.target)}"
+        )
+    for problem in report.problems:
+        console.print(f"Problem: {problem['source']}: {problem['problem']}")
+    compared = sum(dataset.compared_rows for dataset in report.datasets)
+    what = "a sample of " if report.sampled else ""
+    console.print(f"{report.status.capitalize()}: {what}{compared:,} records compared in {report.seconds:.1f} s.")
+
+
+def show_status(status: Status) -> None:
+    """Print how far a target is."""
+    console = _printer()
+    console.print(f"Target: {status.target}")
+    console.print(f"Installation: {status.installation}")
+    console.print()
+    stores = _table("store", "kind", "migrated", "since then", "problem")
+    for source in status.sources:
+        stores.add_row(
+            source.source, source.kind, "complete" if source.complete else "incomplete", source.state, source.problem
+        )
+    _show(console, stores)
+    datasets = _table("dataset", "target", "phase", "rows", "preserved", "quarantined", "position")
+    for dataset in status.datasets:
+        datasets.add_row(
+            dataset.dataset,
+            dataset.target,
+            dataset.phase,
+            f"{dataset.copied_rows:,}",
+            f"{dataset.preserved_originals:,}",
+            f"{dataset.quarantined_rows:,}",
+            (dataset.position or "")[:60],
+        )
+    _show(console, datasets)
+    _show_kept(console, status.kept)
+    runs = _table("run", "command", "started", "finished", "status")
+    for run in status.runs:
+        runs.add_row(str(run["run_id"]), run["command"], run["started"], run["finished"], run["status"])
+    _show(console, runs)
+    console.print(f"{status.status.capitalize()}.")
+
+
+def show_inspection(inspection: Inspection) -> None:
+    """Print what an installation holds."""
+    render_inspection(_printer(), inspection, _table)
+
+
+def server_document(status: ServerStatus) -> dict[str, Any]:
+    """Return the document that ``server ... --json`` prints."""
+    return {"running": status.running, **dataclasses.asdict(status)}
+
+
+def show_server(status: ServerStatus) -> None:
+    """Print what is known of the embedded server."""
+    console = _printer()
+    version = f"PostgreSQL {status.version}" if status.version else "no data directory yet"
+    process = f", process {status.pid}" if status.pid else ""
+    user = f", as the system user {status.user}" if status.user else ""
+    console.print(f"The server is {status.state}: {version}{process}{user}.")
+    console.print(f"Data:   {status.data_directory}")
+    console.print(f"Socket: {status.socket_directory}, port {status.port}")
+    console.print(f"Log:    {status.log_file}")
+    if status.databases:
+        console.print()
+        table = _table("database", "installation", "bytes", "connect with")
+        for database in status.databases:
+            table.add_row(database.name, str(database.installation), _size(database.size), f'psql "{database.dsn}"')
+        console.print(table)

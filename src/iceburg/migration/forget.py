@@ -1,0 +1,49 @@
+"""Removing what came from a store that is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from iceburg.database.catalogue import Catalogue
+from iceburg.database.connection import Target, connect
+from iceburg.database.schema import SchemaNames, check_schema
+from iceburg.errors import UsageError
+from iceburg.migration.ledger import Ledger
+from iceburg.migration.removal import remove_dataset
+
+
+def forget_source(target: Target, names: SchemaNames, name: str, present: Collection[str]) -> None:
+    """Remove the rows of a store, and what the ledger has of it.
+
+    Parameters
+    ----------
+    target, names
+        Where.
+    name
+        The store.
+    present
+        Names of the stores that are there.
+
+    Raises
+    ------
+    UsageError
+        The store is there, or was never migrated.
+    """
+    if name in present:
+        raise UsageError(
+            f"{name} is there; only a store that is gone can be forgotten.",
+            where="--forget",
+            hint="Use --exclude to leave it out.",
+        )
+    with connect(target.dsn, autocommit=True) as connection:
+        check_schema(connection, names)
+        catalogue = Catalogue(connection, names)
+        source = next((source for source in catalogue.sources() if source.name == name), None)
+        if source is None:
+            known = ", ".join(s.name for s in catalogue.sources() if s.name not in present) or "none"
+            raise UsageError(f"{name} was never migrated.", where="--forget", hint=f"Stores that are gone: {known}.")
+        with connection.transaction():
+            Ledger(connection, names).take_over()
+            for dataset in catalogue.datasets(source.source_id):
+                remove_dataset(connection, names, dataset)
+            catalogue.forget_source(source.source_id)
