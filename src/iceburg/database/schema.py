@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from iceburg.errors import SchemaVersionError, TargetError, UsageError
+from iceburg.mappings.json_value import is_usable_text
 
 PLAN_TABLES: Final = (
     "conversations",
@@ -49,7 +50,10 @@ class SchemaNames:
 
     def format(self, statement: LiteralString, **names: sql.Composable) -> sql.Composed:
         """Put the schemas' quoted names, and `names`, into a statement."""
-        return sql.SQL(statement).format(data=sql.Identifier(self.data), state=sql.Identifier(self.state), **names)
+        # Where a statement has parameters, psycopg takes a percent sign in a name for one of them.
+        percent = "%%" if "%s" in statement or "%(" in statement else "%"
+        data, state = (sql.Identifier(name.replace("%", percent)) for name in (self.data, self.state))
+        return sql.SQL(statement).format(data=data, state=state, **names)
 
 
 def schema_names(schema: str | None) -> SchemaNames:
@@ -62,11 +66,12 @@ def schema_names(schema: str | None) -> SchemaNames:
     """
     if schema is None or schema == "public":
         return SchemaNames("public", "iceburg_migration", "")
-    if not schema or "\0" in schema or len(schema.encode()) > 40 or schema.startswith("pg_"):
+    size = len(schema.encode("utf-8", "surrogateescape"))
+    if not 0 < size <= 40 or schema.startswith("pg_") or not is_usable_text(schema):
         raise UsageError(
             f"{schema!r} cannot be used as a schema.",
             where="--schema",
-            hint="Give a name of 1 to 40 bytes that does not begin with pg_.",
+            hint="Give a name of 1 to 40 bytes, in UTF-8, that does not begin with pg_.",
         )
     if schema == "information_schema":
         raise UsageError("information_schema is PostgreSQL's own.", where="--schema", hint="Give another name.")

@@ -94,7 +94,7 @@ class TargetTable:
             stream.write(TRAILER)
 
     def upsert(self, connection: psycopg.Connection, payload: bytes) -> None:
-        """Write rendered rows whether or not rows of their keys exist; no key may occur twice."""
+        """Write rendered rows whether or not rows of their keys exist, within a transaction; no key may occur twice."""
         connection.execute(
             sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA").format(
                 sql.Identifier("iceburg_staging"), self._column_list, self.identifier
@@ -132,12 +132,12 @@ class TargetTable:
         arrays = [[_parameter(key[i], kind) for key in keys] for i, kind in enumerate(types)]
         if len(types) == 1:
             condition: sql.Composable = sql.SQL("WHERE {} = ANY({})").format(
-                sql.Identifier("t", self._key_names[0]), _array(types[0])
+                sql.Identifier("t", self._key_names[0]), _array(types[0], 1)
             )
         else:
             names = [sql.Identifier("k", f"k{i}") for i in range(len(types))]
             condition = sql.SQL("JOIN unnest({}) AS k ({}) ON {} WHERE TRUE").format(
-                sql.SQL(", ").join(map(_array, types)),
+                sql.SQL(", ").join(_array(kind, i) for i, kind in enumerate(types, 1)),
                 sql.SQL(", ").join(sql.Identifier(f"k{i}") for i in range(len(types))),
                 sql.SQL(" AND ").join(
                     sql.SQL("{} = {}").format(sql.Identifier("t", name), other)
@@ -150,8 +150,9 @@ class TargetTable:
             condition,
             self._owned(),
         )
-        with connection.cursor(binary=True) as cursor:
-            rows: list[Row] = cursor.execute(statement, arrays).fetchall()
+        # With its $1 there is no name, such as 100%, that could be taken for a placeholder.
+        with psycopg.RawCursor(connection) as cursor:
+            rows: list[Row] = cursor.execute(statement, arrays, binary=True).fetchall()
         return {tuple(row[i] for i in self.key_columns): row for row in rows}
 
     def delete(self, connection: psycopg.Connection, keys: Sequence[Row]) -> None:
@@ -223,9 +224,9 @@ class TargetTable:
         )
 
 
-def _array(kind: str) -> sql.Composable:
+def _array(kind: str, number: int) -> sql.Composable:
     # A list of UUIDs goes as text, which needs no object for each; the others go as what they are.
-    return sql.SQL("%s::text[]::uuid[]") if kind == "uuid" else sql.SQL(f"%s::{kind}[]")
+    return sql.SQL(f"${number}::text[]::uuid[]") if kind == "uuid" else sql.SQL(f"${number}::{kind}[]")
 
 
 def _parameter(value: Any, kind: str) -> Any:

@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Final, TypeAlias
 
+from iceburg.mappings.json_number import MAX_DIGITS
 from iceburg.mappings.json_value import is_usable_text, usable_text
 from iceburg.mappings.timestamps import FORMS, Form, usable_datetime
 from iceburg.records import Value
@@ -98,9 +99,11 @@ def _encode_real(value: Value) -> Encoded:
     if isinstance(value, bytes):
         return None, reason
     try:
-        return float(value), reason
+        usable = float(value)
     except ValueError:
         return None, reason
+    # SQLite stores a NaN as NULL.
+    return None if math.isnan(usable) else usable, reason
 
 
 def _encode_numeric(value: Value) -> Encoded:
@@ -112,10 +115,17 @@ def _encode_numeric(value: Value) -> Encoded:
         usable = Decimal(repr(value))
         exact = same_value(_decode_numeric(usable), value)
         return usable, None if exact else "real that a number column gives back as an integer"
+    return _number_in(value) if isinstance(value, str) else None, _misfit(value, "a number")
+
+
+def _number_in(text: str) -> Decimal | None:
     try:
-        return Decimal(value.strip()) if isinstance(value, str) else None, _misfit(value, "a number")
+        found = Decimal(text.strip()) if len(text) <= MAX_DIGITS else None
     except ArithmeticError:
-        return None, _misfit(value, "a number")
+        return None
+    if found is None or not found.is_finite() or abs(found.adjusted()) > MAX_DIGITS:
+        return None
+    return found
 
 
 def _decode_numeric(value: PgValue) -> Value:

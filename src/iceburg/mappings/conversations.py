@@ -13,14 +13,9 @@ from typing import Final
 
 from iceburg.mappings.codecs import PgValue, encode_text, encode_varchar
 from iceburg.mappings.identity import identify, key_text
-from iceburg.mappings.json_value import (
-    dumps_exact,
-    fragment_of_any,
-    fragment_of_json,
-    loads,
-    quote,
-    value_of_number,
-)
+from iceburg.mappings.json_fragment import fragment_of_any, fragment_of_json
+from iceburg.mappings.json_number import value_of_number
+from iceburg.mappings.json_value import dumps_exact, loads, quote
 from iceburg.mappings.mapping import (
     Difference,
     Original,

@@ -16,16 +16,9 @@ from typing import Any, Final
 
 from iceburg.mappings.codecs import PgValue, encode_varchar
 from iceburg.mappings.identity import identify, key_text
-from iceburg.mappings.json_value import (
-    Fragment,
-    dumps_exact,
-    fragment_of_any,
-    fragment_of_json,
-    fragment_of_text,
-    loads,
-    quote,
-    value_of_number,
-)
+from iceburg.mappings.json_fragment import Fragment, fragment_of_any, fragment_of_json, fragment_of_text
+from iceburg.mappings.json_number import value_of_number
+from iceburg.mappings.json_value import dumps_exact, loads, quote
 from iceburg.mappings.mapping import Difference, Original, Originals, Row, TargetColumn, UnrestorableError
 from iceburg.mappings.sqlite_record import RecordShape, SqliteRecord, pack, unpack
 from iceburg.mappings.timestamps import sqlite_timestamp, usable_datetime
@@ -134,12 +127,13 @@ class DocumentMapping:
         return fragment_of_text if name in self._table.texts else fragment_of_any
 
     def key(self, record: SqliteRecord) -> Key:
-        """Return the value of the key column."""
-        return (record[self._key],)
+        """Return the value of the key column; NULL, which SQLite takes there any number of times, with the rowid."""
+        value = record[self._key]
+        return (value,) if value is not None else (None, record[0])
 
     def row_key(self, record: SqliteRecord) -> Row:
         """Return the id."""
-        return (self._identify(key_text((record[self._key],))),)
+        return (self._identify(key_text(self.key(record))),)
 
     def convert(self, record: SqliteRecord) -> tuple[Row, Originals]:
         """Return the row and the originals to keep."""
@@ -156,7 +150,7 @@ class DocumentMapping:
             originals.append(Original(self._table.type, record[self._type], reason))
         created = self._created_at(record, originals)
         row = (
-            self._identify(key_text((record[self._key],))),
+            self._identify(key_text(self.key(record))),
             self._dataset_id,
             kind,
             "{" + ",".join(members) + "}",

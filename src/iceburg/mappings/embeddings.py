@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from iceburg.mappings.codecs import PgValue, encode_text
 from iceburg.mappings.identity import identify, key_text
-from iceburg.mappings.json_value import Number, analyse, dumps, loads, same_json, value_of_number
+from iceburg.mappings.json_number import Number, value_of_number
+from iceburg.mappings.json_value import analyse, dumps, loads, same_json
 from iceburg.mappings.mapping import Difference, Original, Originals, Row, TargetColumn, UnrestorableError
 from iceburg.records import ChromaRecord, Key, MetadataValue, Value
 
@@ -169,8 +170,11 @@ def _plain(value: Any) -> Any:
 
 
 def _vector_difference(source: bytes | None, target: bytes | None) -> Difference:
-    if source is None or target is None or len(source) != len(target):
-        shown = [None if v is None else f"{len(v) // 4} dimensions" for v in (source, target)]
+    if source is None or target is None or len(source) != len(target) or len(source) % 4:
+        shown = [
+            None if v is None else f"{len(v)} bytes" if len(v) % 4 else f"{len(v) // 4} dimensions"
+            for v in (source, target)
+        ]
         return Difference("vector", shown[0], shown[1])
     a, b = floats(source), floats(target)
     first = next(i for i in range(len(a)) if source[4 * i : 4 * i + 4] != target[4 * i : 4 * i + 4])

@@ -22,7 +22,8 @@ def key_text(key: Key) -> str:
     """Return `iceburg.records.encode_key` of `key`, quickly for the keys that nearly all records have."""
     if len(key) == 1:
         value = key[0]
-        if type(value) is str and value.isascii():
+        # DEL is the one ASCII character that orjson does not write as the standard library does.
+        if type(value) is str and value.isascii() and "\x7f" not in value:
             return "[" + orjson.dumps(value).decode() + "]"
         if type(value) is int:
             return f"[{value}]"

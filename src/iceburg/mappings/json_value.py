@@ -13,62 +13,27 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from operator import itemgetter
 from typing import Any, Final
 
 import orjson
 
-from iceburg.records import Value
+from iceburg.mappings.json_number import Number, has_long_number
 
 REPLACEMENT: Final = "\ufffd"
-# jsonb's numeric ends at 131,072 digits before and 16,383 after the point; nothing sensible comes near a tenth of it.
-_MAX_DIGITS: Final = 1_000
+# Readers and writers go one call deeper for each level. With a bound well below Python's recursion limit, what they say
+# of a text does not depend on where they are called from.
+_MAX_NESTING: Final = 500
+# The depth that orjson writes is bounded, below ours.
+_ORJSON_NESTING: Final = 250
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _UNFIT: Final = re.compile("[\ud800-\udfff\x00]")
-_DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
-_LONG_NUMBER: Final = b"0" * 16
+_EXPONENT: Final = re.compile("[0-9][eE]")
+
+_first: Final = itemgetter(0)
 
 dumps: Final = json.JSONEncoder().encode
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A JSON number as the token it was written with."""
-
-    token: str
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether the token has neither a fraction nor an exponent."""
-        return not any(c in self.token for c in ".eE")
-
-    def plain(self) -> str | None:
-        """Write it without an exponent, an integer as an integer and a fraction as a fraction; None if too long."""
-        if self.is_integer:
-            if len(self.token) > _MAX_DIGITS:
-                return None
-            return "0" if self.token == "-0" else self.token
-        try:
-            value = Decimal(self.token)
-        except InvalidOperation:
-            return None
-        if abs(value.adjusted()) + len(value.as_tuple().digits) > _MAX_DIGITS:
-            return None
-        text = format(value, "f")
-        return text if "." in text else text + ".0"
-
-    def canonical(self) -> str:
-        """Write it so that equal values, and only those, have equal texts."""
-        if self.is_integer:
-            return "0" if self.token == "-0" else self.token
-        value = Decimal(self.token)
-        if value.is_zero():
-            return "-0.0" if value.is_signed() else "0.0"
-        sign, digits, exponent = value.as_tuple()
-        text = "".join(map(str, digits))
-        stripped = text.rstrip("0")
-        assert isinstance(exponent, int)  # noqa: S101 - NaN and Infinity are not JSON numbers
-        return f"{'-' if sign else ''}{stripped}e{exponent + len(text) - len(stripped)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +65,18 @@ def is_sound(text: str) -> bool:
     if "\\u0000" in text or "e+" in text or "-0.0" in text:
         return False
     try:
-        return dumps(value) == text or orjson.dumps(value).decode() == text
-    except (RecursionError, TypeError):
+        if _may_be_deep(text):
+            orjson.dumps(value)
+        if dumps(value) == text:
+            return True
+        # orjson writes exponents otherwise than Python does, some of them without a sign.
+        return orjson.dumps(value).decode() == text and _EXPONENT.search(text) is None
+    except TypeError:  # orjson's word for nested too deeply
         return False
+
+
+def _may_be_deep(text: str) -> bool:
+    return len(text) > 2 * _ORJSON_NESTING and text.count("[") + text.count("{") > _ORJSON_NESTING
 
 
 def analyse(text: str) -> Analysis:
@@ -133,16 +107,21 @@ def analyse(text: str) -> Analysis:
         return Analysis(quote(text), "invalid JSON")
     out: list[str] = []
     try:
-        _emit(value, out, reasons)
-    except RecursionError:
+        _emit(value, out, reasons, 0)
+    except _TooDeepError:
         return Analysis(quote(text), "JSON nested too deeply")
     return Analysis("".join(out), reasons[0] if reasons else None)
 
 
-def _emit(value: Any, out: list[str], reasons: list[str]) -> None:
+class _TooDeepError(ValueError):
+    pass
+
+
+def _emit(value: Any, out: list[str], reasons: list[str], depth: int) -> None:
+    if depth > _MAX_NESTING:
+        raise _TooDeepError
     if isinstance(value, str):
-        if _UNFIT.search(value):
-            reasons.append("NUL in JSON" if "\0" in value else "lone surrogate in JSON")
+        _note_unfit(value, reasons)
         out.append(quote(value))
     elif isinstance(value, Number):
         plain = value.plain()
@@ -152,25 +131,34 @@ def _emit(value: Any, out: list[str], reasons: list[str]) -> None:
         else:
             if not value.is_integer and value.token.startswith("-") and not Decimal(plain):
                 reasons.append("negative zero in JSON")
+                plain = plain.removeprefix("-")  # as jsonb gives it back
             out.append(plain)
     elif isinstance(value, dict):
+        for key in value:
+            _note_unfit(key, reasons)
         separator = "{"
-        for key, item in value.items():
+        # By their usable form, in which two keys may be one.
+        for key, item in {usable_text(key): item for key, item in value.items()}.items():
             out.append(separator)
-            separator = ","
-            _emit(key, out, reasons)
+            out.append(quote(key))
             out.append(":")
-            _emit(item, out, reasons)
+            separator = ","
+            _emit(item, out, reasons, depth + 1)
         out.append("{}" if separator == "{" else "}")
     elif isinstance(value, list):
         separator = "["
         for item in value:
             out.append(separator)
             separator = ","
-            _emit(item, out, reasons)
+            _emit(item, out, reasons, depth + 1)
         out.append("[]" if separator == "[" else "]")
     else:
         out.append("null" if value is None else "true" if value else "false")
+
+
+def _note_unfit(text: str, reasons: list[str]) -> None:
+    if _UNFIT.search(text):
+        reasons.append("NUL in JSON" if "\0" in text else "lone surrogate in JSON")
 
 
 def usable_text(text: str) -> str:
@@ -190,38 +178,38 @@ def quote(text: str) -> str:
     return orjson.dumps(usable_text(text)).decode()
 
 
-def number_text(value: int | float) -> str:
-    """Write a finite number as a JSON number that ``jsonb`` gives back with its type."""
-    if isinstance(value, int):
-        return str(value)
-    text = Number(repr(value)).plain()
-    assert text is not None  # noqa: S101 - a double has at most 309 digits before and 1,074 after the point
-    return text
-
-
-def has_long_number(text: bytes) -> bool:
-    """Whether `text` may hold a number of 16 digits or more, which a double does not hold exactly."""
-    return _LONG_NUMBER in text.translate(_DIGITS)
-
-
 def same_json(left: str, right: str) -> bool:
-    """Compare two JSON texts as values with exact numbers; the order of keys does not count."""
+    """Compare two JSON texts as values with exact numbers.
+
+    The order of keys does not count, but a key that occurs several times is not the same as one that occurs once.
+    Texts that are not JSON are the same only if they are equal.
+    """
     if left == right:
         return True
-    a, b = left.encode("utf-8", "surrogateescape"), right.encode("utf-8", "surrogateescape")
-    if not has_long_number(a) and not has_long_number(b):
-        try:
-            return _sorted(orjson.loads(a)) == _sorted(orjson.loads(b))
-        except (orjson.JSONDecodeError, TypeError):
-            pass  # a text that only the exact reader below takes, such as a lone surrogate
+    a, b = _quick_form(left), _quick_form(right)
+    if a is not None and b is not None:
+        return a == b
     try:
         return canonical(left) == canonical(right)
     except ValueError:
         return False
 
 
-def _sorted(value: Any) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+def _quick_form(text: str) -> bytes | None:
+    """Return what `canonical` says, in another form; None where a parse may have lost something."""
+    raw = text.encode("utf-8", "surrogateescape")
+    if has_long_number(raw) or b"\\u0022" in raw:
+        return None
+    try:
+        form = orjson.dumps(orjson.loads(raw), option=orjson.OPT_SORT_KEYS)
+    except (orjson.JSONDecodeError, TypeError):
+        return None  # a text that only the exact reader takes, such as a lone surrogate
+    # A parse keeps one of several equal keys; with its like go at least two quotation marks.
+    return form if form.count(b'"') == raw.count(b'"') else None
+
+
+class _Members(list[tuple[str, Any]]):
+    """The members of a JSON object, equal keys included."""
 
 
 def canonical(text: str) -> str:
@@ -230,10 +218,12 @@ def canonical(text: str) -> str:
     Raises
     ------
     ValueError
-        If it is not JSON.
+        If it is not JSON, or nested too deeply to be read.
     """
+    if _SURROGATE.search(text):
+        raise ValueError("not UTF-8")
     out: list[str] = []
-    _canonical(loads_exact(text), out)
+    _canonical(_parse(text, object_pairs_hook=_Members), out, 0)
     return "".join(out)
 
 
@@ -245,25 +235,31 @@ def loads_exact(text: str) -> Any:
     ValueError
         If it is not JSON, or nested too deeply to be read.
     """
+    return _parse(text)
+
+
+def _parse(text: str, **hooks: Any) -> Any:
     try:
-        return json.loads(text, parse_float=Number, parse_int=Number, parse_constant=Number)
+        return json.loads(text, parse_float=Number, parse_int=Number, parse_constant=Number, **hooks)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise _TooDeepError("nested too deeply") from None
 
 
-def _canonical(value: Any, out: list[str]) -> None:
-    if isinstance(value, dict):
+def _canonical(value: Any, out: list[str], depth: int) -> None:
+    if depth > _MAX_NESTING:
+        raise _TooDeepError("nested too deeply")
+    if isinstance(value, _Members):
         out.append("{")
-        for key in sorted(value):
+        for key, item in sorted(value, key=_first):
             out.append(dumps(key))
             out.append(":")
-            _canonical(value[key], out)
+            _canonical(item, out, depth + 1)
             out.append(",")
         out.append("}")
     elif isinstance(value, list):
         out.append("[")
         for item in value:
-            _canonical(item, out)
+            _canonical(item, out, depth + 1)
             out.append(",")
         out.append("]")
     elif isinstance(value, Number):
@@ -274,75 +270,35 @@ def _canonical(value: Any, out: list[str]) -> None:
 
 def dumps_exact(value: Any) -> str:
     """Write what `loads_exact` or ``orjson.loads`` read, numbers by their tokens."""
+    out: list[str] = []
+    _dump_exact(value, out)
+    return "".join(out)
+
+
+def _dump_exact(value: Any, out: list[str]) -> None:
     if isinstance(value, Number):
-        return value.token
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{dumps(k)}: {dumps_exact(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(dumps_exact, value)) + "]"
-    return dumps(value)
+        out.append(value.token)
+    elif isinstance(value, dict):
+        separator = "{"
+        for key, item in value.items():
+            out.append(separator)
+            out.append(dumps(key))
+            out.append(": ")
+            separator = ", "
+            _dump_exact(item, out)
+        out.append("{}" if separator == "{" else "}")
+    elif isinstance(value, list):
+        separator = "["
+        for item in value:
+            out.append(separator)
+            separator = ", "
+            _dump_exact(item, out)
+        out.append("[]" if separator == "[" else "]")
+    else:
+        out.append(dumps(value))
 
 
 def loads(text: str) -> Any:
     """Parse what ``jsonb`` printed: quickly where doubles hold all of its numbers, exactly otherwise."""
     raw = text.encode()
     return loads_exact(text) if has_long_number(raw) else orjson.loads(raw)
-
-
-def value_of_number(number: int | float | Number) -> int | float:
-    """Return the Python number of a parsed JSON number."""
-    if not isinstance(number, Number):
-        return number
-    return int(number.token) if number.is_integer else float(number.token)
-
-
-Fragment = tuple[str | None, str | None]
-
-
-def fragment_of_text(value: Value) -> Fragment:
-    """Return the JSON for a text column's value (None: leave the key out) and the reason to keep the original."""
-    if type(value) is str:
-        if is_usable_text(value):
-            return orjson.dumps(value).decode(), None
-        return quote(value), "NUL in text" if "\0" in value else "invalid UTF-8"
-    if value is None:
-        return None, None
-    return _fragment_of_misfit(value)
-
-
-def fragment_of_json(value: Value) -> Fragment:
-    """Return the JSON for a column that holds JSON text.
-
-    NULL leaves the key out and ``''`` is the empty string, so that both come back; a JSON text that *is* the empty
-    string has to keep its original.
-    """
-    if type(value) is str:
-        if is_sound(value):
-            return (value, None) if value != '""' else ('""', "empty JSON string")
-        if value == "":
-            return '""', None
-        found = analyse(value)
-        return found.jsonb, found.reason or ("empty JSON string" if found.jsonb == '""' else None)
-    if value is None:
-        return None, None
-    return _fragment_of_misfit(value)
-
-
-def fragment_of_any(value: Value) -> Fragment:
-    """Return the JSON for a column of no known type: numbers as numbers, text as strings."""
-    if isinstance(value, int):
-        return str(value), None
-    if isinstance(value, float):
-        if value - value == 0 and not (value == 0 and str(value).startswith("-")):
-            return number_text(value), None
-        return _fragment_of_misfit(value)
-    return fragment_of_text(value)
-
-
-def _fragment_of_misfit(value: int | float | bytes | str) -> Fragment:
-    if isinstance(value, bytes):
-        return quote(value.decode("utf-8", "replace")), "blob in a text column"
-    if isinstance(value, float):
-        usable = number_text(value) if value - value == 0 else quote(repr(value))
-        return usable, "real that JSON does not hold" if value - value else "real in a text column"
-    return str(value), "integer in a text column"

@@ -10,11 +10,10 @@ from collections.abc import Mapping as Dictionary
 from datetime import datetime
 from typing import Any, Final
 
-import orjson
-
 from iceburg.mappings.codecs import PgValue
 from iceburg.mappings.identity import identify, key_text
-from iceburg.mappings.json_value import Number, analyse, loads, same_json, usable_text, value_of_number
+from iceburg.mappings.json_number import Number, value_of_number
+from iceburg.mappings.json_value import analyse, dumps_exact, loads, loads_exact, same_json, usable_text
 from iceburg.mappings.mapping import (
     Difference,
     Original,
@@ -28,6 +27,7 @@ from iceburg.records import Key, Line, Value
 
 TYPE_LENGTH: Final = 100
 LINE: Final = "line"
+_ABSENT: Final = "(absent)"
 
 COLUMNS: Final = (
     TargetColumn("id", "uuid"),
@@ -142,18 +142,19 @@ def _parse(record: Line) -> tuple[str, Any, str | None]:
 def _members_that_differ(source: bytes, target: bytes) -> list[Difference]:
     """Name the members in which two JSON objects differ; the whole line where that cannot be said."""
     try:
-        a, b = orjson.loads(source), orjson.loads(target)
-    except orjson.JSONDecodeError:
-        a = b = None
-    if isinstance(a, dict) and isinstance(b, dict):
-        names = [*a, *(name for name in b if name not in a)]
-        absent = "(absent)"
-        found = [
-            Difference(name, a.get(name, absent), b.get(name, absent))
-            for name in names
-            if orjson.dumps(a.get(name, absent), option=orjson.OPT_SORT_KEYS)
-            != orjson.dumps(b.get(name, absent), option=orjson.OPT_SORT_KEYS)
-        ]
-        if found:
-            return found
-    return [Difference(LINE, _text(source), _text(target))]
+        a, b = _members(source), _members(target)
+    except ValueError:
+        a = b = {}
+    names = [*a, *(name for name in b if name not in a)]
+    found = [
+        Difference(name, a.get(name, _ABSENT), b.get(name, _ABSENT))
+        for name in names
+        if name not in a or name not in b or not same_json(a[name], b[name])
+    ]
+    return found or [Difference(LINE, _text(source), _text(target))]
+
+
+def _members(raw: bytes) -> dict[str, str]:
+    """Return the members of a line that is a JSON object, each as JSON text."""
+    document = loads_exact(_text(raw))
+    return {key: dumps_exact(value) for key, value in document.items()} if isinstance(document, dict) else {}

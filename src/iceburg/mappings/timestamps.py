@@ -64,13 +64,24 @@ def _parse_date(value: Value) -> date | None:
 
 
 def _write_date(value: date | datetime) -> Value:
-    return value.isoformat()[:10]
+    return value.isoformat()
+
+
+def _naive(value: datetime) -> datetime:
+    return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+
+
+def _is_of(value: datetime, precision: str) -> bool:
+    """Whether nothing is lost when `value` is written with `precision`."""
+    if precision == "minutes":
+        return not value.second and not value.microsecond
+    return precision != "milliseconds" or value.microsecond % 1000 == 0
 
 
 def _textual(separator: str, precision: str, zone: str) -> Form:
     def write(value: date | datetime) -> Value:
         assert isinstance(value, datetime)  # noqa: S101
-        return value.replace(tzinfo=None).isoformat(separator, precision) + zone
+        return _naive(value).isoformat(separator, precision if _is_of(value, precision) else "auto") + zone
 
     def parse(value: Value) -> datetime | None:
         found = _from_text(value)
@@ -88,7 +99,9 @@ def _epoch(name: str, unit: timedelta, values: range) -> Form:
 
     def write(value: date | datetime) -> Value:
         assert isinstance(value, datetime)  # noqa: S101
-        return (value - _EPOCH) // unit
+        number, rest = divmod(value - _EPOCH, unit)
+        # What `parse` never gives must not come out as what it was given.
+        return number if not rest else (value - _EPOCH) / unit
 
     return Form(name, "timestamp", parse, write)
 
@@ -128,10 +141,13 @@ def usable_datetime(value: object) -> datetime | None:
         found = _from_text(value)
         if found is None:
             return None
-        return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
-    if isinstance(value, int | float):
-        seconds = value / 1000 if abs(value) >= _SECONDS.stop else value
         try:
+            return _naive(found)
+        except OverflowError:  # the first or last hours of the calendar, elsewhere
+            return None
+    if isinstance(value, int | float):
+        try:
+            seconds = value / 1000 if abs(value) >= _SECONDS.stop else value
             return _EPOCH + timedelta(seconds=seconds)
         except (OverflowError, ValueError):
             return None
