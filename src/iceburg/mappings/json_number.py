@@ -39,10 +39,11 @@ class Number:
             value = Decimal(self.token)
         except InvalidOperation:
             return None
-        if abs(value.adjusted()) + len(value.as_tuple().digits) > MAX_DIGITS:
+        if abs(value.adjusted()) > MAX_DIGITS:
             return None
         text = format(value, "f")
-        return text if "." in text else text + ".0"
+        text = text if "." in text else text + ".0"
+        return text if len(text) <= MAX_DIGITS else None
 
     def canonical(self) -> str:
         """Write it so that equal values, and only those, have equal texts.
