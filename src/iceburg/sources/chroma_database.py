@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import struct
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -23,9 +24,14 @@ _Result = TypeVar("_Result")
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 _NEEDS_RECOVERY = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
-_WAL_FORMAT = 2
+_WAL_FORMAT = b"\x02"
 #: Times that a copy is begun again because the files changed while they were copied.
 _COPY_ATTEMPTS = 5
+#: How often this process has each file open, by device and inode. Closing any other handle of a file would drop the
+#: locks that SQLite holds on it (https://www.sqlite.org/howtocorrupt.html, 2.2), so its header is read only when there
+#: are none.
+_OPEN: Counter[tuple[int, int]] = Counter()
+_LOCK = threading.Lock()
 
 
 class NoCatalogueError(Exception):
@@ -61,20 +67,32 @@ class ChromaDatabase:
         self._timeout = timeout
         self._private: Path | None = None
         self._generation = 0
+        self._counted = False
         try:
-            size = path.stat().st_size
+            stat = path.stat()
         except FileNotFoundError as error:
             raise NoCatalogueError("chroma.sqlite3 is missing") from error
-        if size == 0:
+        if stat.st_size == 0:
             raise NoCatalogueError("chroma.sqlite3 is empty")
+        self._inode = stat.st_dev, stat.st_ino
         try:
             self._connection = self._open()
-        except sqlite3.Error as error:
-            raise self._translate(error) from error
+        except BaseException as error:
+            self._forget()
+            if isinstance(error, sqlite3.Error | OSError):
+                raise self._translate(error) from error
+            raise
 
     def close(self) -> None:
         """Close the connection and delete private copies."""
         self._connection.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._counted:
+            with _LOCK:
+                _OPEN[self._inode] -= 1
+            self._counted = False
         if self._private is not None:
             shutil.rmtree(self._private)
             self._private = None
@@ -109,18 +127,12 @@ class ChromaDatabase:
                 connection.execute("ROLLBACK")
 
     def _open(self) -> sqlite3.Connection:
-        header = self._header()
-        if header is None:
-            return self._open_salvaged()
-        page_size, pages, wal = header
-        if wal:
+        if self._in_wal_mode():
             # Even a read-only connection would make a -shm file beside a database in WAL mode.
             return self._open_copy()
-        if pages * page_size > self.path.stat().st_size:
-            return self._open_salvaged()
         connection = self._connect(f"{self.path.absolute().as_uri()}?mode=ro")
         try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            whole = self._is_whole(connection)
         except sqlite3.DatabaseError as error:
             connection.close()
             if _primary(error) in _NEEDS_RECOVERY and self._journal().exists():
@@ -128,7 +140,22 @@ class ChromaDatabase:
             if _primary(error) in _DAMAGED:
                 return self._open_salvaged()
             raise
+        if not whole:
+            connection.close()
+            return self._open_salvaged()
         return connection
+
+    def _is_whole(self, connection: sqlite3.Connection) -> bool:
+        """Tell whether the file has whole pages: SQLite reads what is cut off the last one as zeros."""
+        connection.execute("BEGIN")
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            # The read lock now held keeps a writer from being half way through growing the file.
+            (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+            return self.path.stat().st_size % int(page_size) == 0
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
 
     def _open_copy(self) -> sqlite3.Connection:
         copy = self._copy_private()
@@ -149,7 +176,6 @@ class ChromaDatabase:
         self.salvage = salvage_database(self.path, connection)
         if not self.salvage.tables:
             connection.close()
-            shutil.rmtree(self._private_directory())
             raise NoCatalogueError("nothing in chroma.sqlite3 can be read")
         return connection
 
@@ -159,17 +185,16 @@ class ChromaDatabase:
         connection.execute("PRAGMA trusted_schema = OFF")
         return connection
 
-    def _header(self) -> tuple[int, int, bool] | None:
-        with self.path.open("rb") as file:
-            data = file.read(100)
-        if len(data) < 100 or not data.startswith(b"SQLite format 3\0"):
-            return None
-        (page_size,) = struct.unpack_from(">H", data, 16)
-        pages, valid_for = struct.unpack_from(">I", data, 28)[0], struct.unpack_from(">I", data, 92)[0]
-        # The page count is only good if the counter beside it is the file's change counter.
-        if valid_for != struct.unpack_from(">I", data, 24)[0]:
-            pages = 0
-        return (65536 if page_size == 1 else page_size), pages, data[18] == _WAL_FORMAT
+    def _in_wal_mode(self) -> bool:
+        """Read the mode from the header, unless this process has the file open already and knows."""
+        with _LOCK:
+            if not _OPEN[self._inode]:
+                with self.path.open("rb") as file:
+                    if file.read(20)[18:19] == _WAL_FORMAT:
+                        return True
+            _OPEN[self._inode] += 1
+            self._counted = True
+        return False
 
     def _journal(self) -> Path:
         return self.path.with_name(self.path.name + "-journal")
@@ -199,8 +224,8 @@ class ChromaDatabase:
             hint="Stop the application that writes it, or run the command again.",
         )
 
-    def _translate(self, error: sqlite3.Error) -> SourceError:
-        if _primary(error) in _BUSY:
+    def _translate(self, error: sqlite3.Error | OSError) -> SourceError:
+        if isinstance(error, sqlite3.Error) and _primary(error) in _BUSY:
             return SourceBusyError(
                 f"chroma.sqlite3 stayed locked for {self._timeout:g} s",
                 where=self._name,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from iceburg.sources.chroma_pickle import IndexMetadata, PickleRefusedError, read_index_metadata
 
 _HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
-_FILES = ("header.bin", "data_level0.bin", "length.bin", "index_metadata.pickle")
+_FILES = ("header.bin", "data_level0.bin", "length.bin", "link_lists.bin", "index_metadata.pickle")
 #: One read of `data_level0.bin`; large enough to run at memory speed, small beside a batch.
 _CHUNK = 4 << 20
 #: Rows further apart than this are read by themselves.
@@ -130,16 +130,16 @@ class HnswIndex:
         self.deleted: NDArray[np.bool_] = np.empty(0, np.bool_)
         self.norms: NDArray[np.float32] | None = None
         try:
-            self.layout = self._find_layout(dimension)
+            layout = self._find_layout(dimension)
+            if layout is not None:
+                self.labels, self.deleted = self._read_labels(layout)
+            self.layout = layout
         except IndexDamagedError as error:
             self.problems.append(("index-unreadable", str(error)))
         except OSError as error:
             self.problems.append(("index-unreadable", f"{error.strerror}: {error.filename}"))
-        if self.layout is not None:
-            self.labels, self.deleted = self._read_labels(self.layout)
-            if len(self.labels) < self.layout.rows:
-                whole = f"{len(self.labels)} of {self.layout.rows} rows"
-                self.problems.append(("index-cut", f"data_level0.bin has {whole}"))
+        if self.layout is not None and len(self.labels) < self.layout.rows:
+            self.problems.append(("index-cut", f"data_level0.bin has {len(self.labels)} of {self.layout.rows} rows"))
         # A label can stand in a deleted row and again in a live one; the live one comes first.
         order = np.lexsort((self.deleted, self.labels))
         self._sorted_labels = self.labels[order]
@@ -312,6 +312,9 @@ class HnswIndex:
             data = (self.directory / "length.bin").read_bytes()
         except FileNotFoundError:
             self.problems.append(("norm-lost", "length.bin is missing: only the directions of the vectors are left"))
+            return None
+        except OSError as error:
+            self.problems.append(("norm-lost", f"length.bin cannot be read: {error.strerror}"))
             return None
         norms = np.frombuffer(data, "<f4", min(len(data) // 4, len(self.labels)))
         if len(norms) < len(self.labels):

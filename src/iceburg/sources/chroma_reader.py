@@ -29,10 +29,11 @@ from iceburg.sources.chroma_tables import (
 from iceburg.sources.chroma_vectors import IndexChangedError, Vector, read_vectors
 
 #: Bytes of vectors, and of text, that a batch may have; it then has fewer records than asked for.
-BATCH_BYTES = 16 << 20
-#: Times that a batch is read again because Chroma rewrote the index meanwhile, and seconds between them.
+BATCH_BYTES = 8 << 20
+#: Times that a batch is read again because Chroma rewrote the index meanwhile, and seconds between them. While Chroma
+#: writes an index, its pickle can be cut or its directory gone for a moment.
 _ATTEMPTS = 20
-_PAUSE = 0.1
+_PAUSE = 0.2
 
 
 class CollectionReader:
@@ -59,6 +60,7 @@ class CollectionReader:
         self._database = database
         self._store = store
         self._state: State | None = None
+        self._confirmed: object = None
 
     @property
     def name(self) -> str:
@@ -136,14 +138,26 @@ class CollectionReader:
             if attempt:
                 time.sleep(_PAUSE)
             try:
-                return self._database.read(work)
+                found = self._database.read(work)
             except IndexChangedError:
                 continue
+            if not self._is_moving(found[0]):
+                return found
         raise SourceBusyError(
             "its index kept changing while it was read",
             where=f"{self._store}: {self.name}",
             hint="Run the command again when the application writes less.",
         )
+
+    def _is_moving(self, records: list[ChromaRecord]) -> bool:
+        """Tell whether vectors may be missing only because Chroma is writing the index: once, until it stands still."""
+        state = self._state
+        if state is None or all(record.origin != "missing" for record in records):
+            return False
+        seen = (None if state.index is None else state.index.signature, state.taken_in)
+        moving = seen != self._confirmed
+        self._confirmed = seen
+        return moving
 
     def _read_batch(
         self, connection: sqlite3.Connection, state: State, after: int | None, upto: int | None, size: int

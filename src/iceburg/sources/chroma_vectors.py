@@ -37,6 +37,8 @@ def read_vectors(connection: sqlite3.Connection, state: State, rows: list[Row], 
         queued = {seq: vector for seq, vector in queued.items() if len(vector) == 4 * dimension}
     certain = [queued.get(positions[0]) if sure else None for positions, sure in candidates]
     indexed = _indexed(state, rows, [vector is None for vector in certain])
+    if state.index is not None and signature(state.index.directory) != state.index.signature:
+        raise IndexChangedError
     chosen: list[Vector] = []
     for (positions, _), sure_one, stored in zip(candidates, certain, indexed, strict=True):
         maybe = [queued[seq] for seq in positions if seq in queued]
@@ -93,8 +95,6 @@ def _indexed(state: State, rows: list[Row], wanted: list[bool]) -> list[Vector]:
         vectors, normed = index.vectors(at[have])
     except (IndexDamagedError, FileNotFoundError) as error:
         raise IndexChangedError from error
-    if signature(index.directory) != index.signature:
-        raise IndexChangedError
     lost = _unrecoverable(index, at[have])
     for number, (vector, known, gone) in enumerate(zip(vectors, normed.tolist(), lost.tolist(), strict=True)):
         if not gone:
