@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -24,6 +24,7 @@ from iceburg.records import Batch, DatasetReader, Key
 
 Progress = Callable[[int, int], None]
 _ATTEMPTS: Final = 5
+_SLICE: Final = 1_000
 
 
 class CopyStream:
@@ -95,15 +96,17 @@ class CopyStream:
                 self._append(batch, number, may_exist=self._stream.refreshing)
                 written += len(batch.records)
                 self._progress(len(batch.records), len(batch.records))
-            self._ledger.set_stream_done(self._stream)
+            with self._connection.transaction():
+                # Overtaken after its last batch, it must not end a stream that the later run has opened again.
+                self._ledger.check_fence(self._fence)
+                self._ledger.set_stream_done(self._stream)
         finally:
             if not self._connection.broken:
                 self._ledger.add_seconds(self._dataset.dataset_id, time.monotonic() - started)
         return written
 
     def _append(self, batch: Batch[Any], number: int, *, may_exist: bool) -> None:
-        rows, kept = self._convert(batch.records)
-        payload = self._target.render(rows)
+        payload, kept = self._render(batch.records)
         digest = hashlib.blake2b(payload, digest_size=16)
         kept.digest_into(digest)
         chunk = Chunk(number, batch.last, len(batch.records), digest.digest())
@@ -114,8 +117,8 @@ class CopyStream:
         self._stop_if_asked()
         count, digest = 0, hashlib.blake2b(digest_size=16)
         for batch in self._range(after, chunk):
-            rows, kept = self._convert(batch.records)
-            digest.update(self._target.render(rows))
+            payload, kept = self._render(batch.records)
+            digest.update(payload)
             kept.digest_into(digest)
             count += len(batch.records)
         if digest.digest() == chunk.digest:
@@ -125,8 +128,7 @@ class CopyStream:
         size = 0
         for batch in self._range(after, chunk):
             self._stop_if_asked()
-            rows, kept = self._convert(batch.records)
-            payload = self._target.render(rows)
+            payload, kept = self._render(batch.records)
             digest.update(payload)
             kept.digest_into(digest)
             count += len(batch.records)
@@ -142,9 +144,16 @@ class CopyStream:
     def _range(self, after: Key | None, chunk: Chunk) -> Any:
         return self._reader.batches(after=after, upto=chunk.last, size=max(chunk.rows, 1000))
 
-    def _convert(self, records: Sequence[Any]) -> tuple[list[Row], Kept]:
-        rows: list[Row] = []
+    def _render(self, records: Sequence[Any]) -> tuple[bytes, Kept]:
         kept = Kept()
+        # In slices, so that the rows of a batch are never all there at once beside its records and its payload.
+        parts = [
+            self._target.render(self._rows(records[start : start + _SLICE], kept))
+            for start in range(0, len(records), _SLICE)
+        ]
+        return b"".join(parts), kept
+
+    def _rows(self, records: Sequence[Any], kept: Kept) -> Iterator[Row]:
         convert = self._mapping.convert
         for record in records:
             try:
@@ -152,11 +161,10 @@ class CopyStream:
             except UnmappableError as error:
                 kept.quarantine.append((self._key(record), self._mapping.pack(record), error.reason))
                 continue
-            rows.append(row)
             if originals:
                 key = self._key(record)
                 kept.originals.extend((key, original) for original in originals)
-        return rows, kept
+            yield row
 
     def _key(self, record: Any) -> str:
         return key_text(self._mapping.key(record))
@@ -205,10 +213,10 @@ class CopyStream:
 
     def _write_divided(self, records: Sequence[Any]) -> None:
         """Write records of which PostgreSQL refuses one or more, by halves, and quarantine those it refuses alone."""
-        rows, kept = self._convert(records)
+        payload, kept = self._render(records)
         try:
             with self._connection.transaction():
-                self._replace(records, self._target.render(rows), kept)
+                self._replace(records, payload, kept)
         except psycopg.Error as error:
             if not is_fault_of_a_row(error):
                 raise
