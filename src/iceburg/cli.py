@@ -19,7 +19,6 @@ from iceburg.config import load_settings
 from iceburg.database.connection import Target, resolve_target
 from iceburg.database.embedded import EmbeddedServer
 from iceburg.database.schema import schema_names
-from iceburg.demo.installation import ensure_installation
 from iceburg.errors import IceburgError, TargetError, UsageError
 from iceburg.migration.forget import forget_source
 from iceburg.migration.indexes import VECTOR_INDEXES
@@ -220,6 +219,9 @@ def demo(
     as_json: AsJson = False,
 ) -> int:
     """Write a realistic installation, migrate it and verify every record."""
+    # numpy comes with the generator; the other commands' main process does without it.
+    from iceburg.demo.installation import ensure_installation
+
     with _stoppable() as stop:
         ensure_installation(directory, entities=entities, seed=seed, progress=_say)
         stop.check()

@@ -118,6 +118,7 @@ class TableReader:
                 raise self._broken(fetched.error, after) from fetched.error
             if fetched.finished:
                 return
+            del fetched  # while the next batch is read, this one need not be there any more
 
     def _read(self, after: Key | None, upto: Key | None, size: int) -> Fetched:
         columns = [key.name for key in self._key] + [qualified(name) for name in self.columns]
