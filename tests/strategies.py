@@ -8,9 +8,10 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta
+from decimal import Context, Decimal
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from hypothesis import strategies as st
 
@@ -290,6 +291,7 @@ def exact_value(text: str) -> Any:
 
 
 JsonTree: TypeAlias = Any
+_Moment = TypeVar("_Moment", date, datetime)
 
 
 @dataclass(frozen=True, slots=True)
@@ -574,6 +576,8 @@ def other_row_values(value: Any) -> list[Any]:
         (str, lambda v: [v + "x", v[:-1] if v else "y"]),
         (bytes, lambda v: [flip_bit(v, 0)] if v else [b"\0"]),
         (datetime, lambda v: [_moved(v, timedelta(microseconds=1)), _moved(v, timedelta(milliseconds=1))]),
+        (date, lambda v: [_moved(v, timedelta(days=1))]),
+        (Decimal, lambda v: [v.next_plus(_WIDE), v.next_minus(_WIDE)]),
     ]
     for kind, change in by_type:
         if isinstance(value, kind):
@@ -581,8 +585,9 @@ def other_row_values(value: Any) -> list[Any]:
     return [None]
 
 
-def _moved(moment: datetime, step: timedelta) -> datetime:
+# PostgreSQL keeps all digits.
+_WIDE = Context(prec=400)
+
+
+def _moved(moment: _Moment, step: timedelta) -> _Moment:
     return moment + step if moment.year < 9000 else moment - step
-
-
-ZONES = [UTC, timezone(timedelta(hours=5, minutes=30))]

@@ -85,9 +85,9 @@ def _textual(separator: str, precision: str, zone: str) -> Form:
 
     def parse(value: Value) -> datetime | None:
         found = _from_text(value)
-        if found is None or (found.tzinfo is not None) != bool(zone):
+        if found is None or (found.tzinfo is not None) != bool(zone) or found.utcoffset():
             return None
-        return found if write(found) == value else None
+        return found if _is_of(found, precision) and write(found) == value else None
 
     name = f"{'T' if separator == 'T' else 'space'} {precision}{' ' + zone if zone else ''}"
     return Form(name, "timestamptz" if zone else "timestamp", parse, write)
