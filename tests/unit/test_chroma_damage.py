@@ -15,6 +15,12 @@ from tests.acceptance.chroma_truth import Comparison, Found, compare, compare_ve
 from tests.fixtures.chroma.unpack import unpack
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader looks twice at an index that lacks something; these do not change meanwhile."""
+    monkeypatch.setattr("iceburg.sources.chroma_reader._PAUSE", 0)
+
+
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack("damaged", tmp_path_factory.mktemp("chroma"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,33 @@ def test_memory_bound_cuts_batches_by_bytes(stores: Path, monkeypatch: pytest.Mo
         batches = list(store.reader(info).batches())
     assert max(len(batch.records) for batch in batches) == 10_000 // (4 * 24)
     assert sum(len(batch.records) for batch in batches) == 307
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_without_pickles_no_record_gets_anothers_vector(
+    stores: Path, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iceburg.sources.chroma_reader._PAUSE", 0)
+    copy = shutil.copytree(stores / "stores" / version, tmp_path / "store")
+    for path in copy.glob("*/index_metadata.pickle"):
+        path.unlink()
+    outcomes = compare(load_truth(stores / "truth" / version), read(copy))
+    assert [c.wrong_vector for c in outcomes if c.wrong_vector] == []
+    assert [c.name for c in outcomes if c.missing or c.extra or c.differences] == []
+    if version == "0.4.24":
+        assert all(c.identical for c in outcomes)
+
+
+def test_the_order_of_rows_stands_in_for_a_lost_pickle_and_is_marked(stores: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(stores / "stores" / "1.5.9", tmp_path / "store")
+    for path in copy.glob("*/index_metadata.pickle"):
+        path.unlink()
+    with ChromaStore(copy) as store:
+        info = next(c for c in store.collections() if c.name == "e_l2")
+        reader = store.reader(info)
+        by_order = [r.id for r in _all(reader.batches()) if r.origin == "label-order"]
+        (loss,) = reader.losses()
+    truth = load_truth(stores / "truth" / "1.5.9")["default_tenant", "default_database", "e_l2"]
+    assert len(by_order) > 250
+    assert (loss.kind, loss.ids) == ("label-order", tuple(by_order))
+    assert set(by_order) < set(truth["ids"])

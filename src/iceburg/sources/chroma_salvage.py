@@ -29,7 +29,9 @@ _TABLES = frozenset(
 )
 #: Tables that not every version has.
 _OPTIONAL = frozenset({"embedding_metadata_array", "embeddings_queue_config", "embedding_fulltext_search_content"})
-_CREATE = re.compile(r"\s*CREATE\s+TABLE[^(]*\((.*)\)[^)]*\Z", re.IGNORECASE | re.DOTALL)
+_CREATE = re.compile(
+    r"\s*CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?[^\s(]+\s*\((.*)\)[^)]*\Z", re.IGNORECASE | re.DOTALL
+)
 _COLUMN = re.compile(r"\s*[\"'`\[]?(\w+)[\"'`\]]?\s*(.*)", re.DOTALL)
 _NOT_COLUMNS = frozenset({"primary", "unique", "foreign", "check", "constraint"})
 #: Chroma's metadata segments find the records of a collection by this pair.

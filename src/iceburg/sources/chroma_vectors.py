@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iceburg.records import VectorOrigin
-from iceburg.sources.chroma_index import HnswIndex, IndexDamagedError, signature
+from iceburg.sources.chroma_index import HnswIndex, signature
 from iceburg.sources.chroma_queue import fetch_vectors
+from iceburg.sources.chroma_rows import IndexDamagedError
 from iceburg.sources.chroma_state import State
 from iceburg.sources.chroma_tables import Row
 
