@@ -166,6 +166,8 @@ def _restored_metadata(text: PgValue, originals: Dictionary[str, Value]) -> dict
 def _plain(value: Any) -> Any:
     if isinstance(value, Number):
         return value_of_number(value)
+    if isinstance(value, dict):
+        raise UnrestorableError("metadata", value)  # Chroma has no objects within metadata
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
