@@ -389,7 +389,7 @@ class Migrator:
 
     def _copy(self, workers: Workers, pending: list[_Work]) -> None:
         tasks = [
-            StreamTask(item.store, dataset, stream, self._fence, self._options.batch_size)
+            StreamTask(item.store, item.fingerprint, dataset, stream, self._fence, self._options.batch_size)
             for item in pending
             if item.store.name not in self._problems
             for dataset in item.datasets
@@ -410,7 +410,7 @@ class Migrator:
 
     def _settle(self, workers: Workers, pending: list[_Work]) -> None:
         tasks = [
-            SettleTask(item.store, dataset, self._fence)
+            SettleTask(item.store, item.fingerprint, dataset, self._fence)
             for item in pending
             if item.store.name not in self._problems
             for dataset in self._catalogue.datasets(item.source.source_id)

@@ -18,9 +18,10 @@ from iceburg.records import Store
 
 @dataclass(frozen=True, slots=True)
 class StreamTask:
-    """Copy one stream of a dataset."""
+    """Copy one stream of a dataset; `state` is the fingerprint of the store."""
 
     store: Store
+    state: str
     dataset: Dataset
     stream: Stream
     fence: int
@@ -32,6 +33,7 @@ class SettleTask:
     """Count a dataset whose streams are done, and remove what the source does not have any more."""
 
     store: Store
+    state: str
     dataset: Dataset
     fence: int
 
@@ -59,7 +61,7 @@ def run_stream(context: Context, task: StreamTask) -> Done:
     stream = CopyStream(
         Ledger(context.connection, context.names),
         task.dataset,
-        context.stores.reader(task.store, task.dataset.definition),
+        context.stores_at(task.store, task.state).reader(task.store, task.dataset.definition),
         task.stream,
         fence=task.fence,
         batch_size=task.batch_size,
@@ -76,7 +78,7 @@ def run_settle(context: Context, task: SettleTask) -> Done:
     catalogue = Catalogue(context.connection, context.names)
     dataset_id = task.dataset.dataset_id
     target = task.dataset.target()
-    source_rows = context.stores.reader(task.store, task.dataset.definition).count()
+    source_rows = context.stores_at(task.store, task.state).reader(task.store, task.dataset.definition).count()
     rows = target.count(context.connection)
     quarantined = ledger.kept_counts()[dataset_id][1]
     removed = 0
@@ -100,7 +102,7 @@ def remove_gone(context: Context, task: SettleTask) -> int:
     alive: set[str] = set()
     target.open_seen(connection)
     try:
-        for batch in context.stores.reader(task.store, task.dataset.definition).batches():
+        for batch in context.stores_at(task.store, task.state).reader(task.store, task.dataset.definition).batches():
             context.stop_if_asked()
             keys = [mapping.row_key(record) for record in batch.records]
             target.add_seen(connection, [key for key in keys if key is not None])

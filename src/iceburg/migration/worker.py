@@ -25,6 +25,7 @@ from iceburg.database.connection import connect
 from iceburg.database.schema import SchemaNames
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import IceburgError, TargetError
+from iceburg.records import Store
 from iceburg.sources.access import OpenStores
 
 TaskT = TypeVar("TaskT")
@@ -53,7 +54,7 @@ class Context:
     names
         Of the target's schemas.
     stores
-        The stores that this worker has open.
+        The stores that this worker has open; `stores_at` for those that may have changed.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Context:
     ) -> None:
         self.names = names
         self.stores = OpenStores()
+        self._states: dict[str, str] = {}
         self._dsn = dsn
         self._stopping = stopping
         self.report = report
@@ -80,6 +82,13 @@ class Context:
             self._connection.execute("SET synchronous_commit = off")
             prepare_loaders(self._connection)
         return self._connection
+
+    def stores_at(self, store: Store, state: str) -> OpenStores:
+        """Return the open stores, opened again where `store` has another state than the one that they know."""
+        if self._states.setdefault(store.name, state) != state:
+            self.stores.close()
+            self._states = {store.name: state}
+        return self.stores
 
     def stop_if_asked(self) -> None:
         """Raise `StoppedError` if the run was asked to stop."""
