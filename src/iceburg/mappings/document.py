@@ -14,6 +14,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
+import orjson
+
 from iceburg.mappings.codecs import PgValue, encode_varchar
 from iceburg.mappings.identity import identify, key_text
 from iceburg.mappings.json_fragment import Fragment, fragment_of_any, fragment_of_json, fragment_of_text
@@ -138,13 +140,7 @@ class DocumentMapping:
     def convert(self, record: SqliteRecord) -> tuple[Row, Originals]:
         """Return the row and the originals to keep."""
         originals: list[Original] = []
-        members = []
-        for position, name, prefix, fragment_of in self._members:
-            fragment, reason = fragment_of(record[position])
-            if fragment is not None:
-                members.append(prefix + fragment)
-            if reason is not None:
-                originals.append(Original(name, record[position], reason))
+        document = self._plain_document(record) or self._document(record, originals)
         kind, reason = encode_varchar(record[self._type], TYPE_LENGTH)
         if reason is not None:
             originals.append(Original(self._table.type, record[self._type], reason))
@@ -153,11 +149,47 @@ class DocumentMapping:
             self._identify(key_text(self.key(record))),
             self._dataset_id,
             kind,
-            "{" + ",".join(members) + "}",
+            document,
             created,
             created,
         )
         return row, tuple(originals)
+
+    def _plain_document(self, record: SqliteRecord) -> str | None:
+        """Write the document in one go; None where something in it needs a closer look.
+
+        A third of the time that `_document` takes, and nearly all records are of this kind.
+        """
+        document: dict[str, str | orjson.Fragment] = {}
+        for position, name, _, fragment_of in self._members:
+            value = record[position]
+            if value is None:
+                continue
+            if type(value) is not str:
+                return None
+            if fragment_of is _fragment_of_json and value:
+                fragment, reason = _fragment_of_json(value)
+                if fragment is None or reason is not None:
+                    return None
+                document[name] = orjson.Fragment(fragment)
+            else:
+                document[name] = value
+        try:
+            text = orjson.dumps(document).decode()
+        except TypeError:  # a lone surrogate: a byte that is not UTF-8
+            return None
+        return None if "\\u0000" in text else text
+
+    def _document(self, record: SqliteRecord, originals: list[Original]) -> str:
+        """Write the document value by value, and find the originals to keep."""
+        members = []
+        for position, name, prefix, fragment_of in self._members:
+            fragment, reason = fragment_of(record[position])
+            if fragment is not None:
+                members.append(prefix + fragment)
+            if reason is not None:
+                originals.append(Original(name, record[position], reason))
+        return "{" + ",".join(members) + "}"
 
     def _created_at(self, record: SqliteRecord, originals: list[Original]) -> datetime | None:
         if self._created is None:
