@@ -164,8 +164,9 @@ def show_migration(report: MigrationReport) -> None:
     _show(console, table)
     _show_kept(console, report.kept)
     for loss in report.losses:
-        ids = ", ".join(loss["ids"][:5])
-        console.print(f"Lost before: {loss['dataset']}: {loss['count']} vectors are {loss['kind']}: {ids} ...")
+        ids = f" ({', '.join(loss['ids'][:5])}{', ...' if loss['count'] > 5 else ''})" if loss["ids"] else ""
+        records = f"{loss['count']} records{ids}: " if loss["count"] else ""
+        console.print(f"Lost before: {loss['dataset']}: {loss['kind']}: {records}{loss['detail']}")
     for dataset in report.datasets:
         for note in dataset.notes:
             console.print(f"Note: {dataset.dataset}: {note}")

@@ -49,6 +49,6 @@ def _render_details(console: Console, store: InspectedStore) -> None:
     for skipped in store.skipped:
         console.print(f"{store.source}: passed over: {skipped}.")
     for loss in store.losses:
-        console.print(f"{store.source}: {loss}.")
+        console.print(f"{store.source}: lost before: {loss['kind']}: {loss['detail']}.")
     if store.problem is not None:
         console.print(f"Problem: {store.problem}")

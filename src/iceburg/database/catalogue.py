@@ -45,6 +45,8 @@ class Source:
         Why it could not be read the last time.
     description
         What is needed to make the store anew.
+    losses
+        What the store as a whole had lost before: kind, ids, detail.
     """
 
     source_id: int
@@ -54,6 +56,7 @@ class Source:
     complete: bool
     problem: str | None
     description: Any
+    losses: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class Dataset:
         Rendered bytes and working time so far.
     notes
         What of the structure was not carried over, in words.
+    losses
+        What of its records the source had lost before: kind, ids, detail.
     """
 
     dataset_id: int
@@ -91,6 +96,7 @@ class Dataset:
     bytes: int
     seconds: float
     notes: list[str]
+    losses: list[dict[str, Any]]
 
     def mapping(self) -> Mapping[Any]:
         """Build the mapping that the definition describes."""
@@ -159,10 +165,17 @@ class Catalogue:
             {"source_id": source_id, "fingerprint": fingerprint, "complete": complete, "problem": problem},
         )
 
-    def describe_source(self, source_id: int, description: object) -> None:
-        """Keep what is needed to make the store anew."""
+    def describe_source(self, source_id: int, description: object, losses: Sequence[dict[str, Any]]) -> None:
+        """Keep what is needed to make the store anew, and what it had lost before."""
         self.connection.execute(
-            self.names.format(statements.DESCRIBE_SOURCE), {"source_id": source_id, "description": Jsonb(description)}
+            self.names.format(statements.DESCRIBE_SOURCE),
+            {"source_id": source_id, "description": Jsonb(description), "losses": Jsonb(list(losses))},
+        )
+
+    def set_losses(self, dataset_id: int, losses: Sequence[dict[str, Any]]) -> None:
+        """Keep what of a dataset's records the source had lost before."""
+        self.connection.execute(
+            self.names.format(statements.SET_LOSSES), {"dataset_id": dataset_id, "losses": Jsonb(list(losses))}
         )
 
     def forget_source(self, source_id: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, LiteralString
 
 SELECT_SOURCES: Final[LiteralString] = """
-SELECT source_id, name, kind, fingerprint, complete, problem, description FROM {state}.sources ORDER BY name
+SELECT source_id, name, kind, fingerprint, complete, problem, description, losses FROM {state}.sources ORDER BY name
 """
 
 INSERT_SOURCE: Final[LiteralString] = """
@@ -18,14 +18,14 @@ WHERE source_id = %(source_id)s
 """
 
 DESCRIBE_SOURCE: Final[LiteralString] = """
-UPDATE {state}.sources SET description = %(description)s WHERE source_id = %(source_id)s
+UPDATE {state}.sources SET description = %(description)s, losses = %(losses)s WHERE source_id = %(source_id)s
 """
 
 DELETE_SOURCE: Final[LiteralString] = "DELETE FROM {state}.sources WHERE source_id = %(source_id)s"
 
 SELECT_DATASETS: Final[LiteralString] = """
 SELECT d.dataset_id, d.source_id, s.name AS source, d.name, d.target_schema, d.target_table, d.definition, d.phase,
-       d.source_rows, d.target_rows, d.bytes, d.seconds, d.notes
+       d.source_rows, d.target_rows, d.bytes, d.seconds, d.notes, d.losses
 FROM {state}.datasets d JOIN {state}.sources s USING (source_id)
 WHERE %(source_id)s::integer IS NULL OR d.source_id = %(source_id)s
 ORDER BY d.dataset_id
@@ -50,5 +50,7 @@ WHERE dataset_id = %(dataset_id)s
 """
 
 SET_NOTES: Final[LiteralString] = "UPDATE {state}.datasets SET notes = %(notes)s WHERE dataset_id = %(dataset_id)s"
+
+SET_LOSSES: Final[LiteralString] = "UPDATE {state}.datasets SET losses = %(losses)s WHERE dataset_id = %(dataset_id)s"
 
 DELETE_DATASET: Final[LiteralString] = "DELETE FROM {state}.datasets WHERE dataset_id = %(dataset_id)s"

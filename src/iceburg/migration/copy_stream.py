@@ -19,11 +19,13 @@ from iceburg.database.catalogue import Dataset
 from iceburg.database.target_table import TargetTable
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.mapping import Mapping, Row, UnmappableError
+from iceburg.migration.indexes import drop_limiting_indexes
 from iceburg.migration.ledger import Chunk, Kept, Ledger, Stream
 from iceburg.records import Batch, DatasetReader, Key
 
 Progress = Callable[[int, int], None]
 _ATTEMPTS: Final = 5
+_PROGRAM_LIMIT_EXCEEDED: Final = "54000"
 _SLICE: Final = 1_000
 
 
@@ -190,7 +192,11 @@ class CopyStream:
             except psycopg.Error as error:
                 if not is_fault_of_a_row(error):
                     raise
-                break
+                # Where a value is too long for an index that is no key, the index has to go, not the row; outside the
+                # transaction, so that waiting for those of other streams cannot end in a deadlock.
+                too_long = error.sqlstate == _PROGRAM_LIMIT_EXCEEDED
+                if not (too_long and drop_limiting_indexes(self._connection, self._ledger.names, self._dataset)):
+                    break
         with self._connection.transaction():
             self._ledger.check_fence(self._fence)
             self._ledger.forget_kept(self._dataset.dataset_id, [self._key(record) for record in records])

@@ -75,6 +75,26 @@ def make_index(connection: psycopg.Connection, names: SchemaNames, plan: IndexPl
         connection.execute(index_statement(names, plan, fallback=True))
 
 
+def drop_limiting_indexes(connection: psycopg.Connection, names: SchemaNames, dataset: Dataset) -> bool:
+    """Drop the indexes, beside keys, that may have no room for a long value of a dataset; return whether any was there.
+
+    What the values allow is made again when the dataset is completed.
+    """
+    own = dataset.definition["mapping"] == "table"
+    schema = dataset.target_schema if own else names.data
+    rows = connection.execute(
+        "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam"
+        " WHERE i.indrelid = to_regclass(format('%%I.%%I', %s::text, %s::text)) AND a.amname = 'btree'"
+        " AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid)",
+        (schema, dataset.target_table),
+    ).fetchall()
+    replaceable = {plan.name for plan in INDEXES if plan.fallback is not None}
+    found = [name for (name,) in rows if own or name in replaceable]
+    for name in found:
+        connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(schema, name)))
+    return bool(found)
+
+
 def has_trigrams(connection: psycopg.Connection) -> bool:
     """Whether pg_trgm is there and visible."""
     row = connection.execute("SELECT 1 FROM pg_opclass WHERE opcname = 'gin_trgm_ops'").fetchone()

@@ -84,7 +84,7 @@ class InspectedStore:
     kind: str
     datasets: tuple[InspectedDataset, ...] = ()
     skipped: tuple[str, ...] = ()
-    losses: tuple[str, ...] = ()
+    losses: tuple[dict[str, Any], ...] = ()
     problem: str | None = None
 
 

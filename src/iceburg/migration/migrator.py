@@ -46,7 +46,6 @@ from iceburg.sources.sqlite_rows import TableReader
 _ROUNDS: Final = 3
 # Below this, starting a second stream costs more than it gains.
 _ROWS_PER_STREAM: Final = 50_000
-_LOST_IDS_SHOWN: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +261,7 @@ class Migrator:
             self._ledger.check_fence(self._fence)
             self._take_in(stores, store, source, plan, known, refresh=refresh)
             self._catalogue.update_source(source.source_id, fingerprint=print_of_store, complete=False, problem=None)
-            self._catalogue.describe_source(source.source_id, plan.description)
+            self._catalogue.describe_source(source.source_id, plan.description, plan.losses)
         sequences = {table["name"]: table["sequence"] for table in plan.description.get("tables", ())}
         return _Work(store, source, print_of_store, self._catalogue.datasets(source.source_id), sequences)
 
@@ -447,6 +446,9 @@ class Migrator:
         tables = [dataset for dataset in datasets if dataset.definition["mapping"] == "table"]
         notes = {}
         for dataset in tables:
+            # A run that was killed here has left some of them.
+            loosen(self._connection, dataset)
+        for dataset in tables:
             notes[dataset.dataset_id] = complete_table(
                 self._connection, dataset, item.sequences.get(dataset.definition["source_table"])
             )
@@ -523,12 +525,20 @@ class Migrator:
         )
 
     def _losses(self) -> list[dict[str, object]]:
-        by_id = {dataset.dataset_id: dataset.name for dataset in self._catalogue.datasets()}
-        rows = self._connection.execute(self._names.format(statements.SELECT_LOST_VECTORS), (_LOST_IDS_SHOWN,))
-        return [
-            {"dataset": by_id.get(collection, str(collection)), "kind": kind, "count": count, "ids": ids}
-            for collection, kind, count, ids in rows.fetchall()
+        names = {store.name for store in self._stores}
+        of_stores = [
+            {"dataset": source.name, **loss}
+            for source in self._catalogue.sources()
+            if source.name in names
+            for loss in source.losses
         ]
+        of_datasets = [
+            {"dataset": dataset.name, **loss}
+            for dataset in self._catalogue.datasets()
+            if dataset.source in names
+            for loss in dataset.losses
+        ]
+        return of_stores + of_datasets
 
 
 def _is_of_structure(note: str) -> bool:

@@ -17,9 +17,10 @@ from iceburg.mappings.conversations import REQUIRED
 from iceburg.mappings.document import ENTITIES, RELATIONSHIPS
 from iceburg.mappings.table import ROWID_COLUMN
 from iceburg.migration.census import choose_codec, choose_key, misfits, plan_columns, take_census
+from iceburg.migration.losses import describe_losses
 from iceburg.migration.names import column_names, schema_name, unique
 from iceburg.records import Store
-from iceburg.sources.access import OpenStores, name_collections
+from iceburg.sources.access import OpenStores, dataset_name, name_collections
 from iceburg.sources.sqlite_rows import TableReader
 from iceburg.sources.sqlite_schema import Table
 
@@ -63,14 +64,14 @@ class StorePlan:
     skipped
         What holds no rows of its own: views and virtual tables, in words.
     losses
-        What the store has lost before we came, in words.
+        What the store as a whole had lost before: kind, ids, detail.
     description
         What is needed to make the store anew.
     """
 
     datasets: tuple[PlannedDataset, ...]
     skipped: tuple[str, ...] = ()
-    losses: tuple[str, ...] = ()
+    losses: tuple[dict[str, Any], ...] = ()
     description: dict[str, Any] = field(default_factory=dict)
 
 
@@ -113,14 +114,14 @@ def _plan_chroma(stores: OpenStores, store: Store, names: SchemaNames) -> StoreP
     directory = stores.chroma(store)
     found = [
         PlannedDataset(
-            f"{store.name}/{name}",
+            dataset_name(store, name),
             {"mapping": "embeddings", "collection": asdict(collection)},
             names.data,
             "embeddings",
         )
         for name, collection in name_collections(directory.collections()).items()
     ]
-    return StorePlan(tuple(found), losses=tuple(loss.detail for loss in directory.losses()))
+    return StorePlan(tuple(found), losses=tuple(describe_losses(directory.losses())))
 
 
 def _plan_sqlite(
@@ -131,7 +132,7 @@ def _plan_sqlite(
     tables = _table_names(description.tables)
     found = []
     for table in description.tables:
-        name = f"{store.name}/{table.name}"
+        name = dataset_name(store, table.name)
         old = known.get(name)
         if old is not None and old["description"] == _description(table):
             found.append(PlannedDataset(name, old, *_place(old, names, schema, tables[table.name])))

@@ -64,7 +64,7 @@ class MigrationReport:
     kept
         What is preserved or quarantined: dataset, kind, reason, count, a few keys.
     losses
-        What the stores had lost before: dataset, kind, count, ids.
+        What the stores had lost before: dataset (or store), kind, count, ids, detail.
     unchanged
         Whether nothing had to be copied because no store has changed.
     interrupted

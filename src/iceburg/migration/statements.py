@@ -113,10 +113,6 @@ INSERT INTO {state}.verifications
 VALUES (%(run_id)s, %(dataset)s, %(source_rows)s, %(target_rows)s, %(quarantined_rows)s, %(compared_rows)s,
         %(differences)s)
 """
-SELECT_LOST_VECTORS: Final[LiteralString] = """
-SELECT collection_id, vector_origin, count(*), (array_agg(record_id ORDER BY row_id))[1:%s]
-FROM {data}.embeddings WHERE vector_origin IN ('missing', 'direction', 'label-order') GROUP BY 1, 2 ORDER BY 1, 2
-"""
 UPSERT_COLLECTION: Final[LiteralString] = """
 INSERT INTO {data}.embedding_collections
        (collection_id, store, tenant, database, name, dimension, distance, definition)

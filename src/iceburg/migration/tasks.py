@@ -12,8 +12,10 @@ from iceburg.mappings.identity import key_text
 from iceburg.migration.copy_stream import CopyStream
 from iceburg.migration.indexes import IndexPlan, make_index
 from iceburg.migration.ledger import Ledger, Stream
+from iceburg.migration.losses import describe_losses
 from iceburg.migration.worker import Advance, Context
 from iceburg.records import Store
+from iceburg.sources.access import ReportsLosses
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ def run_settle(context: Context, task: SettleTask) -> Done:
     catalogue = Catalogue(context.connection, context.names)
     dataset_id = task.dataset.dataset_id
     target = task.dataset.target()
-    source_rows = context.stores_at(task.store, task.state).reader(task.store, task.dataset.definition).count()
+    reader = context.stores_at(task.store, task.state).reader(task.store, task.dataset.definition)
+    source_rows = reader.count()
     rows = target.count(context.connection)
     quarantined = ledger.kept_counts()[dataset_id][1]
     removed = 0
@@ -89,6 +92,8 @@ def run_settle(context: Context, task: SettleTask) -> Done:
         ledger.check_fence(task.fence)
         catalogue.set_counts(dataset_id, source_rows, rows)
         catalogue.set_phase(dataset_id, "loaded")
+        if isinstance(reader, ReportsLosses):
+            catalogue.set_losses(dataset_id, describe_losses(reader.losses()))
     return Done(removed, time.monotonic() - started)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from iceburg.errors import SourceError
 from iceburg.records import DatasetReader, Store
@@ -13,7 +13,16 @@ from iceburg.sources.sqlite import SqliteFile
 from iceburg.sources.sqlite_schema import DatabaseDescription
 
 if TYPE_CHECKING:
-    from iceburg.sources.chroma import ChromaStore, CollectionInfo
+    from iceburg.sources.chroma import ChromaStore, CollectionInfo, Loss
+
+
+@runtime_checkable
+class ReportsLosses(Protocol):
+    """A reader that can say what of its records the store had lost before."""
+
+    def losses(self) -> Sequence[Loss]:
+        """List it, by record id; this may read the whole dataset."""
+        ...
 
 
 class OpenStores:
@@ -79,12 +88,17 @@ class OpenStores:
         raise SourceError("the table is gone", where=f"{store.name}, table {definition['source_table']}")
 
     def dataset_names(self, store: Store) -> list[str]:
-        """Return what a store's tables or collections are called; nothing for a JSONL file, which is one dataset."""
+        """Return the names of a store's datasets."""
         if store.kind == "jsonl":
-            return []
+            return [store.name]
         if store.kind == "sqlite":
-            return [table.name for table in self.sqlite(store)[1].tables]
-        return list(name_collections(self.chroma(store).collections()))
+            return [dataset_name(store, table.name) for table in self.sqlite(store)[1].tables]
+        return [dataset_name(store, name) for name in name_collections(self.chroma(store).collections())]
+
+
+def dataset_name(store: Store, part: str) -> str:
+    """Name a table or collection of a store; the store that is the data directory itself needs no name."""
+    return part if store.name == "." else f"{store.name}/{part}"
 
 
 def name_collections(collections: Iterable[CollectionInfo]) -> dict[str, CollectionInfo]:

@@ -178,8 +178,8 @@ class Verifier:
             except SourceError as error:
                 self._problems[name] = str(error)
                 continue
-            missing = [dataset for dataset in found if f"{name}/{dataset}" not in migrated]
-            if missing and store.kind != "jsonl":
+            missing = [dataset for dataset in found if dataset not in migrated]
+            if missing:
                 self._problems[name] = f"{', '.join(missing)}: not in PostgreSQL, run `iceburg-db migrate`"
         for dataset in datasets:
             if dataset.source_rows is not None:

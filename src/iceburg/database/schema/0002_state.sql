@@ -26,7 +26,8 @@ CREATE TABLE {state}.sources (
     fingerprint TEXT,
     complete BOOLEAN NOT NULL DEFAULT FALSE,
     problem TEXT,
-    description JSONB
+    description JSONB,
+    losses JSONB NOT NULL DEFAULT '[]'
 );
 
 CREATE TABLE {state}.datasets (
@@ -41,7 +42,8 @@ CREATE TABLE {state}.datasets (
     target_rows BIGINT,
     bytes BIGINT NOT NULL DEFAULT 0,
     seconds DOUBLE PRECISION NOT NULL DEFAULT 0,
-    notes JSONB NOT NULL DEFAULT '[]'
+    notes JSONB NOT NULL DEFAULT '[]',
+    losses JSONB NOT NULL DEFAULT '[]'
 );
 
 -- A stream of a dataset: a range of reading keys that one worker copies. Keys are JSON texts; NULL is unbounded.
