@@ -1,8 +1,8 @@
 """What the order of numbers tells where the pickle that maps ids to rows of the index is lost.
 
-Chroma 1.x numbers labels in the order in which records were added, as it does ``embeddings.id``. That holds only as
-long as nothing was changed or deleted, so it is used only where every number agrees with that, and what it gives is
-marked.
+Chroma 1.x numbers labels in the order in which records were added, as it does ``embeddings.id``; 0.x shuffles each
+batch. That holds only as long as nothing was changed or deleted, so it is used only where every number agrees with it
+and nothing speaks of an older version, and what it gives is marked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from iceburg.sources.chroma_catalogue import sequence_number
+from iceburg.sources.chroma_catalogue import columns, sequence_number
 from iceburg.sources.chroma_index import HnswIndex
 
 
@@ -36,14 +36,16 @@ def match_labels(connection: sqlite3.Connection, segment: str, index: HnswIndex,
         return {}
     if not np.array_equal(np.sort(index.labels), np.arange(1, layout.rows + 1)):
         return {}
+    if not _made_by_1_x(connection, segment, index.directory.name):
+        return {}
     rows = connection.execute(
         "SELECT embedding_id, seq_id FROM embeddings WHERE +segment_id = ? ORDER BY id", (segment,)
     )
     ids: list[str] = []
     previous = 0
-    for identity, raw in rows:
-        seq = sequence_number(raw)
-        if seq is None or seq <= previous:
+    for identity, seq in rows:
+        # Versions before 1.0 wrote a BLOB.
+        if not isinstance(seq, int) or seq <= previous:
             return {}
         previous = seq
         if seq <= taken_in:
@@ -51,6 +53,20 @@ def match_labels(connection: sqlite3.Connection, segment: str, index: HnswIndex,
     if len(ids) != layout.rows:
         return {}
     return {identity: label for label, identity in enumerate(ids, start=1)}
+
+
+def _made_by_1_x(connection: sqlite3.Connection, segment: str, vector_segment: str) -> bool:
+    """Tell whether nothing that versions before 1.0 leave behind is left in the catalogue."""
+    if "config_json_str" not in columns(connection, "collections"):
+        return False
+    of_segment = "SELECT 1 FROM segment_metadata WHERE segment_id IN (?, ?)"
+    if connection.execute(of_segment, (segment, vector_segment)).fetchone() is not None:
+        return False
+    of_collection = """
+        SELECT c.config_json_str FROM collections c JOIN segments s ON s.collection = c.id WHERE s.id = ?
+    """
+    found = connection.execute(of_collection, (segment,)).fetchone()
+    return found is not None and isinstance(found[0], str) and "hnsw_configuration" not in found[0]
 
 
 @dataclass(frozen=True, slots=True)
