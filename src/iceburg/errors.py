@@ -30,6 +30,12 @@ class IceburgError(Exception):
         # Keyword-only arguments do not survive the default reduction, and workers send errors between processes.
         return (_rebuild, (type(self), self.what, self.where, self.hint))
 
+    def without(self, store: str) -> str:
+        """Return the message for a place that names the store anyway."""
+        where = self.where.removeprefix(store).lstrip(", ")
+        text = f"{where}: {self.what}" if where else self.what
+        return f"{text}\n  {self.hint}" if self.hint else text
+
 
 def _rebuild(kind: type[IceburgError], what: str, where: str, hint: str) -> IceburgError:
     return kind(what, where=where, hint=hint)

@@ -51,4 +51,4 @@ def _render_details(console: Console, store: InspectedStore) -> None:
     for loss in store.losses:
         console.print(f"{store.source}: lost before: {loss['kind']}: {loss['detail']}.")
     if store.problem is not None:
-        console.print(f"Problem: {store.problem}")
+        console.print(f"Problem: {store.source}: {store.problem}")

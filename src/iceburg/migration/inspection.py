@@ -134,7 +134,7 @@ def _inspect_store(
         for dataset in plan.datasets:
             datasets.append(_inspect_dataset(opened, store, dataset, stop_if_asked))
     except SourceError as error:
-        return InspectedStore(store.name, store.kind, tuple(datasets), problem=str(error))
+        return InspectedStore(store.name, store.kind, tuple(datasets), problem=error.without(store.name))
     return InspectedStore(store.name, store.kind, tuple(datasets), plan.skipped, plan.losses)
 
 

@@ -228,7 +228,7 @@ class Migrator:
             try:
                 prepared = self._prepare(stores, store)
             except SourceError as error:
-                self._fail(store.name, str(error))
+                self._fail(store.name, error.without(store.name))
             else:
                 if prepared is not None:
                     work.append(prepared)
@@ -254,7 +254,9 @@ class Migrator:
         try:
             plan = plan_store(stores, store, self._names, {n: d.definition for n, d in known.items()}, taken)
         except SourceError as error:
-            self._catalogue.update_source(source.source_id, fingerprint=None, complete=False, problem=str(error))
+            self._catalogue.update_source(
+                source.source_id, fingerprint=None, complete=False, problem=error.without(store.name)
+            )
             raise
         refresh = source.fingerprint != print_of_store or self._options.recheck or again
         with self._connection.transaction():
@@ -353,7 +355,7 @@ class Migrator:
                 try:
                     fresh = self._prepare(stores, item.store, again=True)
                 except SourceError as error:
-                    self._fail(item.store.name, str(error))
+                    self._fail(item.store.name, error.without(item.store.name))
                     continue
                 if fresh is not None:
                     work[work.index(item)] = fresh
@@ -382,7 +384,7 @@ class Migrator:
                 try:
                     rows = stores.reader(item.store, dataset.definition).count()
                 except SourceError as error:
-                    self._fail(item.store.name, str(error))
+                    self._fail(item.store.name, error.without(item.store.name))
                     break
                 self._listener.expect(dataset.name, rows, 0 if again else done.get(dataset.dataset_id, (0, 0))[0])
 
@@ -401,7 +403,7 @@ class Migrator:
     def _take(self, outcome: Outcome[StreamTask] | Outcome[SettleTask]) -> None:
         """Account for a task; a source's error is the source's, any other ends the run."""
         if isinstance(outcome.error, SourceError):
-            self._fail(outcome.task.store.name, str(outcome.error))
+            self._fail(outcome.task.store.name, outcome.error.without(outcome.task.store.name))
         elif outcome.error is not None:
             raise outcome.error
         else:

@@ -176,7 +176,7 @@ class Verifier:
             try:
                 found = stores.dataset_names(store)
             except SourceError as error:
-                self._problems[name] = str(error)
+                self._problems[name] = error.without(name)
                 continue
             missing = [dataset for dataset in found if dataset not in migrated]
             if missing:
@@ -203,7 +203,7 @@ class Verifier:
         for outcome in workers.run(run_compare, tasks):
             dataset = outcome.task.dataset
             if isinstance(outcome.error, SourceError):
-                self._problems[dataset.source] = str(outcome.error)
+                self._problems[dataset.source] = outcome.error.without(dataset.source)
             elif outcome.error is not None:
                 raise outcome.error
             else:
