@@ -25,6 +25,8 @@ REPLACEMENT: Final = "\ufffd"
 # Readers and writers go one call deeper for each level. With a bound well below Python's recursion limit, what they say
 # of a text does not depend on where they are called from.
 _MAX_NESTING: Final = 500
+# What is compared may be a document in which such texts are members.
+_MAX_COMPARED: Final = _MAX_NESTING + 10
 # The depth that orjson writes is bounded, below ours.
 _ORJSON_NESTING: Final = 250
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -247,7 +249,7 @@ def _parse(text: str, **hooks: Any) -> Any:
 
 
 def _canonical(value: Any, out: list[str], depth: int) -> None:
-    if depth > _MAX_NESTING:
+    if depth > _MAX_COMPARED:
         raise _TooDeepError("nested too deeply")
     if isinstance(value, _Members):
         out.append("{")
