@@ -159,22 +159,17 @@ def run_sql(dsn: str, statement: str, parameters: Sequence[Any] = ()) -> int:
 
 
 @contextmanager
-def fresh_database(server_dsn: str, template: str = "template0") -> Iterator[str]:
+def fresh_database(server_dsn: str) -> Iterator[str]:
     """Give the DSN of a new database, which is dropped afterwards."""
     name = f"iceburg_test_{uuid.uuid4().hex}"
     with psycopg.connect(server_dsn, autocommit=True) as connection:
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING 'UTF8'")
-        connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'")
+        connection.execute(create.format(sql.Identifier(name)))
     try:
         yield make_conninfo(server_dsn, dbname=name)
     finally:
         with psycopg.connect(server_dsn, autocommit=True) as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-def database_name(dsn: str) -> str:
-    """Return the name of the database that a DSN leads to."""
-    return str(rows(dsn, "SELECT current_database()")[0][0])
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, str]]:

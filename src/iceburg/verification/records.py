@@ -174,23 +174,30 @@ class _Comparison:
             return [Difference(error.field, "a record", error.found)]
         found = self._mapping.differences(record, restored)
         if kept and not found:
-            return self._compare_row(record, row)
+            return self._compare_conversion(record, row, kept)
         for position, expected in self._mapping.derived(record):
             if expected != row[position]:
                 found.append(Difference(self._mapping.columns[position].name, expected, row[position]))
         return found
 
-    def _compare_row(self, record: Any, row: Row) -> list[Difference]:
-        """Compare a row whose record has originals with what the conversion makes of the record."""
+    def _compare_conversion(self, record: Any, row: Row, kept: dict[str, Original]) -> list[Difference]:
+        """Compare a row and its originals with what the conversion makes of the record."""
         try:
-            expected, _ = self._mapping.convert(record)
+            expected, originals = self._mapping.convert(record)
         except UnmappableError as error:
             return [Difference(WHOLE, f"to be quarantined: {error.reason}", "a row")]
-        return [
+        found = [
             Difference(column.name, a, b)
             for column, a, b in zip(self._mapping.columns, expected, row, strict=True)
             if not _same(a, b, column.type)
         ]
+        wanted = {original.field: original.value for original in originals}
+        # An original that says the same in other words, or of a field that has no need of one, restores well enough.
+        for name in sorted(wanted.keys() | kept.keys()):
+            value = kept[name].value if name in kept else None
+            if (name in wanted) != (name in kept) or not same_value(wanted[name], value):
+                found.append(Difference(f"(original of {name})", wanted.get(name), value))
+        return found
 
 
 def _same(left: Any, right: Any, kind: str) -> bool:
