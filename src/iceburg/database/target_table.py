@@ -80,11 +80,11 @@ class TargetTable:
         """Render rows for `copy` and `upsert`."""
         return render(rows, self.encoders)
 
-    def copy(self, connection: psycopg.Connection, payload: bytes) -> None:
+    def copy(self, connection: psycopg.Connection, payload: bytes | bytearray) -> None:
         """Append rendered rows; a row whose key exists is an error."""
         self._copy_into(connection, self.identifier, payload)
 
-    def _copy_into(self, connection: psycopg.Connection, table: sql.Identifier, payload: bytes) -> None:
+    def _copy_into(self, connection: psycopg.Connection, table: sql.Identifier, payload: bytes | bytearray) -> None:
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table, self._column_list)
         with connection.cursor() as cursor, cursor.copy(statement) as stream:
             stream.write(HEADER)
@@ -93,7 +93,7 @@ class TargetTable:
                 stream.write(memoryview(payload)[start : start + (1 << 18)])
             stream.write(TRAILER)
 
-    def upsert(self, connection: psycopg.Connection, payload: bytes) -> None:
+    def upsert(self, connection: psycopg.Connection, payload: bytes | bytearray) -> None:
         """Write rendered rows whether or not rows of their keys exist, within a transaction; no key may occur twice."""
         connection.execute(
             sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA").format(
@@ -128,29 +128,14 @@ class TargetTable:
         """Return the rows that have one of `keys`, by key; `prepare_loaders` must have been called."""
         if not keys:
             return {}
-        types = [self.columns[i][1] for i in self.key_columns]
-        arrays = [[_parameter(key[i], kind) for key in keys] for i, kind in enumerate(types)]
-        if len(types) == 1:
-            condition: sql.Composable = sql.SQL("WHERE {} = ANY({})").format(
-                sql.Identifier("t", self._key_names[0]), _array(types[0], 1)
-            )
-        else:
-            names = [sql.Identifier("k", f"k{i}") for i in range(len(types))]
-            condition = sql.SQL("JOIN unnest({}) AS k ({}) ON {} WHERE TRUE").format(
-                sql.SQL(", ").join(_array(kind, i) for i, kind in enumerate(types, 1)),
-                sql.SQL(", ").join(sql.Identifier(f"k{i}") for i in range(len(types))),
-                sql.SQL(" AND ").join(
-                    sql.SQL("{} = {}").format(sql.Identifier("t", name), other)
-                    for name, other in zip(self._key_names, names, strict=True)
-                ),
-            )
-        statement = sql.SQL("SELECT {} FROM {} AS t {} AND {}").format(
+        extra, condition, arrays = self._having(keys)
+        statement = sql.SQL("SELECT {} FROM {} AS t{} WHERE {} AND {}").format(
             sql.SQL(", ").join(sql.Identifier("t", name) for name, _ in self.columns),
             self.identifier,
+            sql.SQL(", ") + extra if extra is not None else sql.SQL(""),
             condition,
             self._owned(),
         )
-        # With its $1 there is no name, such as 100%, that could be taken for a placeholder.
         with psycopg.RawCursor(connection) as cursor:
             rows: list[Row] = cursor.execute(statement, arrays, binary=True).fetchall()
         return {tuple(row[i] for i in self.key_columns): row for row in rows}
@@ -159,14 +144,35 @@ class TargetTable:
         """Delete the rows that have one of `keys`."""
         if not keys:
             return
-        self.open_seen(connection)
-        self.add_seen(connection, keys)
-        connection.execute(
-            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {} AND {}").format(
-                self.identifier, _SEEN, self._matches_seen(), self._owned()
-            )
+        extra, condition, arrays = self._having(keys)
+        statement = sql.SQL("DELETE FROM {} AS t{} WHERE {} AND {}").format(
+            self.identifier,
+            sql.SQL(" USING ") + extra if extra is not None else sql.SQL(""),
+            condition,
+            self._owned(),
         )
-        self.close_seen(connection)
+        with psycopg.RawCursor(connection) as cursor:
+            cursor.execute(statement, arrays)
+
+    def _having(self, keys: Sequence[Row]) -> tuple[sql.Composable | None, sql.Composable, list[list[Any]]]:
+        """Write the condition that a row has one of `keys`, the further table that it needs, and its parameters.
+
+        The parameters are $1, $2 of a raw cursor: beside %s, a name such as 100% would be taken for a placeholder.
+        """
+        types = [self.columns[i][1] for i in self.key_columns]
+        arrays = [[_parameter(key[i], kind) for key in keys] for i, kind in enumerate(types)]
+        if len(types) == 1:
+            name = sql.Identifier("t", self._key_names[0])
+            return None, sql.SQL("{} = ANY({})").format(name, _array(types[0], 1)), arrays
+        extra = sql.SQL("unnest({}) AS k ({})").format(
+            sql.SQL(", ").join(_array(kind, i) for i, kind in enumerate(types, 1)),
+            sql.SQL(", ").join(sql.Identifier(f"k{i}") for i in range(len(types))),
+        )
+        condition = sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("k", f"k{i}"))
+            for i, name in enumerate(self._key_names)
+        )
+        return extra, condition, arrays
 
     def delete_all(self, connection: psycopg.Connection) -> None:
         """Delete the dataset's rows."""
