@@ -146,14 +146,13 @@ class CopyStream:
     def _range(self, after: Key | None, chunk: Chunk) -> Any:
         return self._reader.batches(after=after, upto=chunk.last, size=max(chunk.rows, 1000))
 
-    def _render(self, records: Sequence[Any]) -> tuple[bytes, Kept]:
+    def _render(self, records: Sequence[Any]) -> tuple[bytearray, Kept]:
         kept = Kept()
         # In slices, so that the rows of a batch are never all there at once beside its records and its payload.
-        parts = [
-            self._target.render(self._rows(records[start : start + _SLICE], kept))
-            for start in range(0, len(records), _SLICE)
-        ]
-        return b"".join(parts), kept
+        payload = bytearray()
+        for start in range(0, len(records), _SLICE):
+            payload += self._target.render(self._rows(records[start : start + _SLICE], kept))
+        return payload, kept
 
     def _rows(self, records: Sequence[Any], kept: Kept) -> Iterator[Row]:
         convert = self._mapping.convert
@@ -172,7 +171,7 @@ class CopyStream:
         return key_text(self._mapping.key(record))
 
     def _write(
-        self, records: Sequence[Any], payload: bytes, kept: Kept, chunk: Chunk | None, *, may_exist: bool
+        self, records: Sequence[Any], payload: bytearray, kept: Kept, chunk: Chunk | None, *, may_exist: bool
     ) -> None:
         for attempt in range(_ATTEMPTS):
             try:
@@ -207,7 +206,7 @@ class CopyStream:
         if chunk is not None:
             self._ledger.put_chunk(self._stream, chunk, size)
 
-    def _replace(self, records: Sequence[Any], payload: bytes, kept: Kept) -> None:
+    def _replace(self, records: Sequence[Any], payload: bytearray, kept: Kept) -> None:
         self._ledger.forget_kept(self._dataset.dataset_id, [self._key(record) for record in records])
         if kept.quarantine:
             # What was a row before and is quarantined now must not stay a row.
