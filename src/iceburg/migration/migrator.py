@@ -268,9 +268,12 @@ class Migrator:
         return _Work(store, source, print_of_store, self._catalogue.datasets(source.source_id), sequences)
 
     def _foreign_schemas(self) -> set[str]:
-        """Return the schemas of the database that are not ours: no file's tables may go there."""
+        """Return the schemas of the database that are not ours: no file's tables may go there.
+
+        One that is empty may be what is left of a store that was forgotten.
+        """
         ours = {dataset.target_schema for dataset in self._catalogue.datasets()}
-        rows = self._connection.execute("SELECT nspname FROM pg_namespace").fetchall()
+        rows = self._connection.execute(statements.SELECT_TAKEN_SCHEMAS).fetchall()
         return {name for (name,) in rows} - ours | {self._names.data, self._names.state}
 
     def _take_in(

@@ -25,6 +25,13 @@ SELECT_RUNS: Final[LiteralString] = """
 SELECT run_id, command, started_at, finished_at, status FROM {state}.runs ORDER BY run_id DESC LIMIT %s
 """
 
+SELECT_TAKEN_SCHEMAS: Final[LiteralString] = """
+SELECT nspname FROM pg_namespace n WHERE NOT has_schema_privilege(n.oid, 'CREATE')
+OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid)
+OR EXISTS (SELECT FROM pg_type t WHERE t.typnamespace = n.oid)
+OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = n.oid)
+"""
+
 INSERT_STREAM: Final[LiteralString] = """
 INSERT INTO {state}.streams (dataset_id, stream, after_key, upto_key) VALUES (%s, %s, %s, %s)
 """

@@ -14,9 +14,10 @@ import psycopg
 from psycopg import sql
 
 from iceburg.database.catalogue import Dataset
+from iceburg.errors import SourceError
 from iceburg.mappings.codecs import CODECS
 from iceburg.mappings.table import ROWID_COLUMN
-from iceburg.migration.names import shorten
+from iceburg.migration.names import shorten, unique
 
 _NUMBER: Final = re.compile(r"\A\s*[+-]?\d+(\.\d+)?([eE][+-]?\d+)?\s*\Z")
 _STRING: Final = re.compile(r"\A\s*'((?:[^']|'')*)'\s*\Z")
@@ -36,7 +37,13 @@ def _column_type(codec: str) -> sql.Composable:
 
 
 def create_table(connection: psycopg.Connection, schema: str, table: str, definition: dict[str, Any]) -> None:
-    """Create a table with its columns and its primary key."""
+    """Create a table with its columns and its primary key.
+
+    Raises
+    ------
+    SourceError
+        The table has more columns than PostgreSQL takes.
+    """
     parts: list[sql.Composable] = []
     if not definition["key"]:
         parts.append(sql.SQL("{} bigint PRIMARY KEY").format(sql.Identifier(ROWID_COLUMN)))
@@ -50,7 +57,16 @@ def create_table(connection: psycopg.Connection, schema: str, table: str, defini
     if definition["key"]:
         parts.append(sql.SQL("PRIMARY KEY ({})").format(_columns(definition, definition["key"])))
     connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-    connection.execute(sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(schema, table), sql.SQL(", ").join(parts)))
+    try:
+        connection.execute(
+            sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(schema, table), sql.SQL(", ").join(parts))
+        )
+    except psycopg.errors.TooManyColumns as error:
+        raise SourceError(
+            f"PostgreSQL cannot have a table like this one: {error.diag.message_primary}.",
+            where=f"table {definition['source_table']}",
+            hint="The other stores are not affected. Divide the table, or leave its store out with --exclude.",
+        ) from error
 
 
 def drop_table(connection: psycopg.Connection, schema: str, table: str) -> None:
@@ -118,7 +134,7 @@ def complete_table(connection: psycopg.Connection, dataset: Dataset, sequence: i
     table = sql.Identifier(dataset.target_schema, dataset.target_table)
     for what, statement in (
         *_defaults(dataset, table, notes),
-        *_indexes(dataset, table, notes),
+        *_indexes(dataset, table, _names_of_others(connection, dataset), notes),
     ):
         note = _try(connection, what, statement)
         if note is not None:
@@ -193,10 +209,23 @@ def _default(text: str, codec: str) -> sql.Composable | None:
     return None if encoded is None or (reason and kind not in ("numeric", "double precision")) else sql.Literal(encoded)
 
 
-def _indexes(dataset: Dataset, table: sql.Identifier, notes: list[str]) -> Iterator[tuple[str, sql.Composed]]:
+def _names_of_others(connection: psycopg.Connection, dataset: Dataset) -> set[str]:
+    """Return the names in the table's schema that are not those of its own indexes, beside its key's."""
+    rows = connection.execute(
+        "SELECT c.relname FROM pg_class c WHERE c.relnamespace = to_regnamespace(quote_ident(%s)) AND NOT EXISTS"
+        " (SELECT FROM pg_index i WHERE i.indexrelid = c.oid AND NOT i.indisprimary"
+        " AND i.indrelid = to_regclass(format('%%I.%%I', %s::text, %s::text)))",
+        (dataset.target_schema, dataset.target_schema, dataset.target_table),
+    )
+    return {name for (name,) in rows}
+
+
+def _indexes(
+    dataset: Dataset, table: sql.Identifier, taken: set[str], notes: list[str]
+) -> Iterator[tuple[str, sql.Composed]]:
     definition = dataset.definition
     by_rowid = not definition["key"]
-    taken: set[str] = set()
+    constraints: set[tuple[str, ...]] = set()
     for index in definition["description"]["indexes"]:
         if index["origin"] == "pk" and not by_rowid:
             continue
@@ -210,12 +239,15 @@ def _indexes(dataset: Dataset, table: sql.Identifier, notes: list[str]) -> Itera
             notes.append(f"{what} is not carried over: it is on the rowid")
             continue
         if index["origin"] == "c":
-            name = shorten(index["name"])
-        else:
-            suffix = "pkey" if index["origin"] == "pk" else "key"
-            name = shorten("_".join([dataset.target_table, *columns, suffix]))
-        if name in taken:
+            wanted = index["name"]
+        elif tuple(columns) in constraints:
             continue
+        else:
+            constraints.add(tuple(columns))
+            suffix = "pkey" if index["origin"] == "pk" else "key"
+            wanted = "_".join([dataset.target_table, *columns, suffix])
+        # PostgreSQL's tables, indexes and sequences share their names.
+        name = unique(wanted, taken)
         taken.add(name)
         yield what, _index_statement(dataset, table, index, name)
 
