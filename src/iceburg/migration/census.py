@@ -159,6 +159,9 @@ def choose_key(table: Table, censuses: tuple[ColumnCensus, ...], codecs: tuple[s
     for column, census, codec in zip(table.columns, censuses, codecs, strict=True):
         if column.primary_key and (census.classes["null"] or misfits(codec, census)):
             return ()
+        # Where the column has no type, SQLite tells 1.0 from 1 in what it gives back, which a number does not.
+        if column.primary_key and codec == "numeric" and census.classes["real"] and affinity(column) == "BLOB":
+            return ()
     return table.primary_key
 
 

@@ -52,4 +52,6 @@ def schema_name(store: str, prefix: str, taken: Collection[str]) -> str:
 def _own(schema: str) -> str:
     """Change the name of a schema that PostgreSQL keeps for itself."""
     lower = schema.lower()
-    return f"db_{schema}" if not schema or lower in _SYSTEM_SCHEMAS or lower.startswith("pg_") else schema
+    # A bare "pg" might yet be given a number.
+    reserved = lower in _SYSTEM_SCHEMAS or lower == "pg" or lower.startswith("pg_")
+    return f"db_{schema}" if reserved or not schema else schema
