@@ -145,8 +145,9 @@ def test_a_float_that_was_changed_is_left_alone() -> None:
     assert values == {"f": 1.5}
 
 
-def test_restoring_lets_operations_decide_and_an_add_fill_gaps() -> None:
+def test_restoring_fills_what_the_tables_lack_from_the_newest_change() -> None:
     values = parse_metadata('{"kept": "newer"}')
-    past = [(ADD, '{"kept": "older", "lost": 1}'), (UPDATE, '{"lost": 2, "more": 3}'), (UPSERT, '{"more": 4}')]
-    restore(values, [(kind, parse_metadata(text)) for kind, text in past])
+    past = ['{"kept": "older", "lost": 1, "removed": 0}', '{"lost": 2, "removed": null}', '{"more": 4}']
+    assert restore(values, [parse_metadata(text) for text in past]) == 1
     assert values == {"kept": "newer", "lost": 2, "more": 4}
+    assert restore(values, [parse_metadata(past[2])]) is None

@@ -65,7 +65,7 @@ class ChromaDatabase:
         self.salvage: Salvage | None = None
         self._name = name
         self._timeout = timeout
-        self._private: Path | None = None
+        self._private: tempfile.TemporaryDirectory[str] | None = None
         self._generation = 0
         self._counted = False
         try:
@@ -94,7 +94,7 @@ class ChromaDatabase:
                 _OPEN[self._inode] -= 1
             self._counted = False
         if self._private is not None:
-            shutil.rmtree(self._private)
+            self._private.cleanup()
             self._private = None
 
     def read(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
@@ -201,8 +201,9 @@ class ChromaDatabase:
 
     def _private_directory(self) -> Path:
         if self._private is None:
-            self._private = Path(tempfile.mkdtemp(prefix="iceburg-chroma-"))
-        return self._private
+            # Made for its owner alone, and deleted even if nobody closes the store.
+            self._private = tempfile.TemporaryDirectory(prefix="iceburg-chroma-")
+        return Path(self._private.name)
 
     def _copy_private(self) -> Path:
         """Copy the database and what SQLite needs to repair it, all of one moment."""

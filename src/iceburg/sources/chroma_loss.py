@@ -22,9 +22,9 @@ class Loss:
     Attributes
     ----------
     kind
-        ``vector-missing``, ``vector-outdated``, ``text-missing``, ``norm-lost``, ``label-order``, ``catalogue-gone``,
-        ``catalogue-damaged``, ``table-damaged``, ``record-unreadable``, ``index-unreadable``, ``index-cut``,
-        ``pickle-refused``.
+        What is concerned, and how: ``vector-missing``, ``vector-outdated``, ``norm-lost``, ``label-order``,
+        ``text-missing``, ``text-outdated``, ``record-doubtful``, ``record-unreadable``, ``index-unreadable``,
+        ``index-cut``, ``pickle-refused``, ``table-damaged``, ``catalogue-damaged``, ``catalogue-gone``.
     collection
         Tenant, database and name of the collection; empty where the loss concerns the store.
     ids
@@ -54,6 +54,8 @@ def salvage_losses(salvage: Salvage) -> list[Loss]:
     for table, damage in sorted(salvage.damage.items()):
         detail = f"chroma.sqlite3: of {table}, {len(damage.pages)} pages and {damage.rows} rows cannot be read"
         found.append(Loss("table-damaged", "", (), detail))
+    if salvage.schema_damaged:
+        found.append(Loss("table-damaged", "", (), "chroma.sqlite3: its list of tables cannot be read whole"))
     if salvage.lost_rows:
         detail = f"{salvage.lost_rows} records have metadata, but their ids cannot be read"
         found.append(Loss("record-unreadable", "", (), detail))

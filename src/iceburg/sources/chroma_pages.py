@@ -43,6 +43,11 @@ class Gap:
     after: int
     before: int | None
 
+    def meets(self, after: int, upto: int | None) -> bool:
+        """Tell whether a lost row can have a number with ``after < number <= upto``; None means unbounded."""
+        lowest = max(self.after, after) + 1
+        return (self.before is None or lowest < self.before) and (upto is None or lowest <= upto)
+
 
 @dataclass(slots=True)
 class TreeDamage:

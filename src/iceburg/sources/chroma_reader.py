@@ -61,6 +61,7 @@ class CollectionReader:
         self._store = store
         self._state: State | None = None
         self._confirmed: object = None
+        self._doubtful: dict[str, dict[str, None]] = {}
 
     @property
     def name(self) -> str:
@@ -92,6 +93,7 @@ class CollectionReader:
 
     def losses(self) -> list[Loss]:
         """List what is lost of this collection, by record id; this reads the whole collection."""
+        self._doubtful = {}
         found = losses_of_records(self.name, (r for batch in self.batches() for r in batch.records))
         state = self._database.read(self._refresh)
         problems = [] if state.index is None else state.index.problems
@@ -105,30 +107,34 @@ class CollectionReader:
 
     def _doubts(self) -> list[Loss]:
         """List the records of a damaged database of which a change may be lost."""
-        salvage = self._database.salvage
-        if salvage is None:
-            return []
         found = []
-        if salvage.touches("embedding_metadata", "embedding_metadata_array", "embeddings"):
-            bare = (r.id for batch in self.batches() for r in batch.records if r.document is None and not r.metadata)
-            ids = tuple(bare)
-            if ids:
-                detail = "neither document nor metadata can be read; what others have may be incomplete"
-                found.append(Loss("text-missing", self.name, ids, detail))
-        outdated = self._database.read(self._outdated)
-        if outdated:
-            detail = "the newest change is lost with the queue: the vector may be an older one"
-            found.append(Loss("vector-outdated", self.name, outdated, detail))
+        kinds = {
+            "text-missing": "neither document nor metadata can be read; what others have may be incomplete",
+            "text-outdated": "taken from the full-text table or from an older change; a newer one may be lost",
+            "vector-outdated": "a newer change may be lost with the queue",
+            "record-doubtful": "only the queue has it, and its deletion may be lost with the queue",
+        }
+        for kind, ids in self._doubtful.items():
+            found.append(Loss(kind, self.name, tuple(ids), kinds[kind]))
         return found
 
-    def _outdated(self, connection: sqlite3.Connection) -> tuple[str, ...]:
-        state = self._refresh(connection)
-        if not state.doubtful:
-            return ()
-        left = {op.seq for operations in state.texts.values() for op in operations}
-        left.update(state.vectors.pending.values())
-        rows = read_rows(connection, state.segment, None, None, -1)
-        return tuple(r.id for r in rows if r.seq is None or (r.seq > state.taken_in and r.seq not in left))
+    def _note_doubts(self, state: State, row: Row, vector: Vector, filled_from: int | None) -> None:
+        """Note what a damaged database leaves open about a record."""
+        salvage = self._database.salvage
+        if salvage is None:
+            return
+        doubts = []
+        if row.seq is None and filled_from is not None and any(gap.meets(filled_from, None) for gap in state.gaps):
+            doubts.append("record-doubtful")
+        if not row.values and salvage.touches("embedding_metadata", "embedding_metadata_array", "embeddings"):
+            doubts.append("text-missing")
+        stale = filled_from is not None and any(gap.meets(filled_from, row.seq) for gap in state.gaps)
+        if stale or row.row in salvage.documents:
+            doubts.append("text-outdated")
+        if vector.data is not None and any(gap.meets(vector.position, row.seq) for gap in state.gaps):
+            doubts.append("vector-outdated")
+        for kind in doubts:
+            self._doubtful.setdefault(kind, {})[row.id] = None
 
     def _read(self, after: int | None, upto: int | None, size: int) -> tuple[list[ChromaRecord], int | None, bool]:
         def work(connection: sqlite3.Connection) -> tuple[list[ChromaRecord], int | None, bool]:
@@ -173,7 +179,8 @@ class CollectionReader:
         rows = [row for row in rows if row.row not in state.records.removed]
         if done:
             created = {row.id: positions for row, positions in state.records.created}
-            added = [Row(row.row, row.id, row.seq) for row, _ in state.records.created]
+            # With a damaged queue, the position that made a record need not be the last that touched it.
+            added = [Row(row.row, row.id, None if state.gaps else row.seq) for row, _ in state.records.created]
             for row in _between(added, after, upto):
                 rows.append(row)
                 changes[row.id] = created[row.id]
@@ -182,27 +189,36 @@ class CollectionReader:
     def _records(
         self, connection: sqlite3.Connection, state: State, rows: list[Row], changes: dict[str, list[int]]
     ) -> list[ChromaRecord]:
-        self._finish_values(connection, state, rows, changes)
+        filled = self._finish_values(connection, state, rows, changes)
         vectors = read_vectors(connection, state, rows, self.collection.dimension)
+        for row, vector in zip(rows, vectors, strict=True):
+            self._note_doubts(state, row, vector, filled.get(row.id))
         return [_record(row, vector) for row, vector in zip(rows, vectors, strict=True)]
 
     def _finish_values(
         self, connection: sqlite3.Connection, state: State, rows: list[Row], changes: dict[str, list[int]]
-    ) -> None:
+    ) -> dict[str, int]:
+        """Bring values up to date; return the position that a damaged record's were filled in from."""
         damaged = self._database.salvage is not None
         past = {r.id: state.texts[r.id] for r in rows if r.id in state.texts and (damaged or has_float(r.values))}
         wanted = [seq for positions in changes.values() for seq in positions]
         wanted += [op.seq for operations in past.values() for op in operations]
+        filled: dict[str, int] = {}
         if not wanted:
-            return
+            return filled
         texts = {seq: parse_metadata(text) for seq, text in fetch_metadata(connection, wanted).items()}
         for row in rows:
-            operations = past.get(row.id, [])
-            if damaged:
-                restore(row.values, [(op.operation, texts.get(op.seq, {})) for op in operations])
-            sharpen(row.values, [texts.get(op.seq, {}) for op in operations])
+            # An operation beyond the last that touched the record did nothing.
+            operations = [op for op in past.get(row.id, ()) if row.seq is None or op.seq <= row.seq]
+            taken = [texts.get(op.seq, {}) for op in operations]
+            oldest = restore(row.values, taken) if damaged else None
+            if oldest is not None:
+                filled[row.id] = operations[oldest].seq
+            sharpen(row.values, taken)
             for seq in changes.get(row.id, ()):
                 merge(row.values, texts.get(seq, {}))
+                filled.setdefault(row.id, seq)
+        return filled
 
     def _refresh(self, connection: sqlite3.Connection) -> State:
         """Return the state that fits this snapshot, made anew if the database or the index changed."""
@@ -234,5 +250,5 @@ def _record(row: Row, vector: Vector) -> ChromaRecord:
     document = row.values.get(DOCUMENT)
     text = row.values.pop(DOCUMENT) if isinstance(document, str) else None
     return ChromaRecord(
-        row.row, row.id, text if isinstance(text, str) else None, row.values or None, vector[0], vector[1]
+        row.row, row.id, text if isinstance(text, str) else None, row.values or None, vector.data, vector.origin
     )

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iceburg.sources.chroma_catalogue import is_complete
 from iceburg.sources.chroma_pages import Cell, Gap, PageFile, RawText, TreeDamage, UnreadableError
 
 _TABLES = frozenset(
@@ -27,8 +26,6 @@ _TABLES = frozenset(
         "embedding_fulltext_search_content",
     }
 )
-#: Tables that not every version has.
-_OPTIONAL = frozenset({"embedding_metadata_array", "embeddings_queue_config", "embedding_fulltext_search_content"})
 _CREATE = re.compile(
     r"\s*CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?[^\s(]+\s*\((.*)\)[^)]*\Z", re.IGNORECASE | re.DOTALL
 )
@@ -55,20 +52,29 @@ class Salvage:
     recovered
         Rows of ``embeddings`` that only its index still had.
     documents
-        Documents that only the full-text table still had.
+        Rows whose document only the full-text table still had.
     lost_rows
-        Numbers of records whose ids cannot be read, though some of their metadata can.
+        Number of records whose ids cannot be read, though some of their metadata can.
+    schema_damaged
+        Whether there may have been tables that are not known any more.
     """
 
     tables: dict[str, int] = field(default_factory=dict)
     damage: dict[str, TreeDamage] = field(default_factory=dict)
     recovered: int = 0
-    documents: int = 0
+    documents: set[int] = field(default_factory=set)
     lost_rows: int = 0
+    schema_damaged: bool = False
 
     def touches(self, *tables: str) -> bool:
         """Tell whether rows of one of these tables may be lost."""
-        return any(table in self.damage for table in tables)
+        return self.schema_damaged or any(table in self.damage for table in tables)
+
+    def gaps(self, table: str) -> list[Gap]:
+        """Return where rows of a table may be lost."""
+        if table in self.damage:
+            return self.damage[table].gaps
+        return [Gap(0, None)] if self.schema_damaged and table not in self.tables else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +104,12 @@ def salvage_database(path: Path, target: sqlite3.Connection) -> Salvage:
         target.execute("BEGIN")
         for name, (root, sql) in sorted(roots.items()):
             _copy_table(pages, target, salvage, name, root, parse_columns(sql))
-        if schema_damage:
-            for name in _TABLES - _OPTIONAL - roots.keys():
-                salvage.damage[name] = schema_damage
-        if index_root and salvage.touches("embeddings"):
+        salvage.schema_damaged = bool(schema_damage)
+        if index_root and "embeddings" in salvage.damage:
             _recover_from_index(pages, target, salvage, index_root)
-        if salvage.touches("embedding_metadata"):
+        if "embedding_metadata" in salvage.damage:
             _recover_documents(target, salvage)
-        if salvage.touches("embeddings") and {"embeddings", "embedding_metadata"} <= salvage.tables.keys():
+        if {"embeddings", "embedding_metadata"} <= salvage.tables.keys():
             sql = "SELECT count(DISTINCT id) FROM embedding_metadata WHERE id NOT IN (SELECT id FROM embeddings)"
             (salvage.lost_rows,) = target.execute(sql).fetchone()
         target.execute("COMMIT")
@@ -199,24 +203,25 @@ def _filled(target: sqlite3.Connection, gap: Gap) -> bool:
 def _recover_documents(target: sqlite3.Connection, salvage: Salvage) -> None:
     """Take documents whose page is lost from the full-text table.
 
-    Up to 0.4 that table keeps the rows of deleted records, and their numbers are used again. There a document is taken
-    only for a collection whose readable records all have one.
+    That table keeps rows of deleted records, and their numbers are used again. So a document is taken only for a
+    collection whose readable records all have one.
     """
     if not {"embeddings", "embedding_metadata", "embedding_fulltext_search_content"} <= salvage.tables.keys():
         return
-    salvage.documents = target.execute(
+    found = target.execute(
         """
         INSERT INTO embedding_metadata (id, key, string_value)
         SELECT f.id, 'chroma:document', f.c0
         FROM embedding_fulltext_search_content f JOIN embeddings e ON e.id = f.id
         WHERE f.id NOT IN (SELECT id FROM embedding_metadata WHERE key = 'chroma:document')
-          AND (? OR e.segment_id IN (
+          AND e.segment_id IN (
             SELECT known.segment_id FROM embeddings known JOIN embedding_metadata m ON m.id = known.id
             GROUP BY known.segment_id
-            HAVING count(DISTINCT m.id) = count(DISTINCT CASE WHEN m.key = 'chroma:document' THEN m.id END)))
-        """,
-        (not is_complete(target),),
-    ).rowcount
+            HAVING count(DISTINCT m.id) = count(DISTINCT CASE WHEN m.key = 'chroma:document' THEN m.id END))
+        RETURNING id
+        """
+    )
+    salvage.documents.update(row for (row,) in found)
 
 
 def _text(cell: Cell) -> Cell | str:

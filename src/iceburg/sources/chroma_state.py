@@ -16,9 +16,10 @@ from iceburg.sources.chroma_catalogue import (
 )
 from iceburg.sources.chroma_index import HnswIndex, signature
 from iceburg.sources.chroma_labels import Arrivals, match_labels, read_arrivals
-from iceburg.sources.chroma_queue import DELETE, Operation, VectorPositions, locate_vectors, read_operations
+from iceburg.sources.chroma_pages import Gap
+from iceburg.sources.chroma_queue import ADD, DELETE, Operation, VectorPositions, locate_vectors, read_operations
 from iceburg.sources.chroma_salvage import Salvage
-from iceburg.sources.chroma_tables import PendingRecords, Row, replay_records, rows_of_segment
+from iceburg.sources.chroma_tables import PendingRecords, Row, last_position, replay_records, rows_of_segment
 from iceburg.sources.chroma_unlisted import find_unlisted
 
 
@@ -44,8 +45,8 @@ class State:
         Id to label by the order of rows, where the pickle is lost.
     unlisted
         Records whose rows in damaged tables are lost, known from the index and the queue; their numbers are negative.
-    doubtful
-        Whether changes may be lost with a damaged queue.
+    gaps
+        Where positions of a damaged queue are lost.
     arrivals
         The order in which records were made, where the queue leaves open what an ADD did.
     """
@@ -60,7 +61,7 @@ class State:
     texts: dict[str, list[Operation]]
     by_order: dict[str, int]
     unlisted: list[Row]
-    doubtful: bool
+    gaps: list[Gap]
     arrivals: Arrivals | None
 
     @property
@@ -88,31 +89,51 @@ def build_state(
     index = _open_index(directory, segments, collection, None if old is None else old.index)
     metadata = None if index is None else index.metadata
     labels = None if metadata is None else metadata.id_to_label
+    operations = list(read_operations(connection, collection.id))
     taken_in = max_sequence(connection, segments.vector)
+    tables_at = max_sequence(connection, segments.metadata)
+    gaps = [] if salvage is None else salvage.gaps("embeddings_queue")
+    complete = is_complete(connection) and not gaps and (salvage is None or not salvage.schema_damaged)
+    unsure = bool(gaps)
+    if salvage is not None and salvage.touches("max_seq_id"):
+        # The positions may be lost: what the index and the tables have is then taken to be the newest.
+        unsure = unsure or taken_in is None
+        taken_in = (operations[-1].seq if operations else 0) if taken_in is None else taken_in
+        tables_at = last_position(connection, segments.metadata or "") if tables_at is None else tables_at
     if taken_in is None:
         # 0.4 keeps it in the pickle alone.
         taken_in = 0 if metadata is None else metadata.max_seq_id or 0
-    tables_at = max_sequence(connection, segments.metadata) or 0
-    operations = list(read_operations(connection, collection.id))
-    doubtful = salvage is not None and salvage.touches("embeddings_queue")
-    complete = is_complete(connection) and not doubtful
     # A complete queue tells by itself which ids there were.
     in_index = {} if labels is None and complete else labels
     vectors = locate_vectors(operations, taken_in, in_index, complete=complete)
-    records = replay_records(connection, segments.metadata or "", operations, tables_at)
+    if unsure:
+        # A later operation may be lost, so an operation that the index had taken in proves nothing.
+        vectors.certain.clear()
+    records = replay_records(connection, segments.metadata or "", operations, tables_at or 0)
     by_order: dict[str, int] = {}
     if index is not None and metadata is None and index.layout is not None:
         by_order = match_labels(connection, segments.metadata or "", index, taken_in)
-    texts = _texts(operations, tables_at) if salvage is not None or _rounds_floats(connection) else {}
+    texts = _texts(operations, tables_at or 0, gaps) if salvage is not None or _rounds_floats(connection) else {}
     unlisted: list[Row] = []
     if salvage is not None and salvage.touches("embeddings"):
         listed = rows_of_segment(connection, segments.metadata or "")
         listed.update((row.id, row.row) for row, _ in records.created)
-        gaps = salvage.damage["embeddings"].gaps
-        unlisted = find_unlisted(operations, labels or {}, vectors.removed, listed, gaps)
+        lost = salvage.gaps("embeddings")
+        unlisted = find_unlisted(operations, labels or {}, vectors.removed, listed, lost)
     arrivals = read_arrivals(connection) if vectors.doubtful and columns(connection, "embeddings") else None
     return State(
-        version, segments, index, taken_in, tables_at, vectors, records, texts, by_order, unlisted, doubtful, arrivals
+        version=version,
+        segments=segments,
+        index=index,
+        taken_in=taken_in,
+        tables_at=tables_at or 0,
+        vectors=vectors,
+        records=records,
+        texts=texts,
+        by_order=by_order,
+        unlisted=unlisted,
+        gaps=gaps,
+        arrivals=arrivals,
     )
 
 
@@ -143,11 +164,17 @@ def _rounds_floats(connection: sqlite3.Connection) -> bool:
     )
 
 
-def _texts(operations: list[Operation], upto: int) -> dict[str, list[Operation]]:
+def _texts(operations: list[Operation], upto: int, gaps: list[Gap]) -> dict[str, list[Operation]]:
+    """Return id to the operations that have shaped its record, those left out that did nothing."""
     found: dict[str, list[Operation]] = {}
     for op in operations:
+        if op.seq > upto:
+            break
+        earlier = found.get(op.id)
         if op.operation == DELETE:
             found.pop(op.id, None)
-        elif op.seq <= upto:
-            found.setdefault(op.id, []).append(op)
+        elif earlier is None:
+            found[op.id] = [op]
+        elif op.operation != ADD or any(gap.meets(earlier[-1].seq, op.seq) for gap in gaps):
+            earlier.append(op)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -87,6 +87,14 @@ def count_rows(connection: sqlite3.Connection, segment: str) -> int:
         return 0
     (count,) = connection.execute("SELECT count(*) FROM embeddings WHERE segment_id = ?", (segment,)).fetchone()
     return int(count)
+
+
+def last_position(connection: sqlite3.Connection, segment: str) -> int:
+    """Return the last position that an operation has left in a segment's rows, 0 where there is none."""
+    if not columns(connection, "embeddings"):
+        return 0
+    found = connection.execute("SELECT seq_id FROM embeddings WHERE segment_id = ?", (segment,))
+    return max((sequence_number(raw) or 0 for (raw,) in found), default=0)
 
 
 def rows_of_segment(connection: sqlite3.Connection, segment: str) -> dict[str, int]:
@@ -210,16 +218,25 @@ def merge(values: dict[str, MetadataValue], change: dict[str, MetadataValue]) ->
             values[key] = value
 
 
-def restore(values: dict[str, MetadataValue], past: Iterable[tuple[int, dict[str, MetadataValue]]]) -> None:
-    """Fill in what damaged tables have lost of a record from operations that they had taken in, in order.
+def restore(values: dict[str, MetadataValue], past: Sequence[dict[str, MetadataValue]]) -> int | None:
+    """Fill in what damaged tables have lost of a record from changes that they had taken in, in order.
 
-    An operation on a record that was there decides; one that made the record only adds what is missing.
+    A key that the tables still have is as it should be; of any other the last change decides.
+
+    Returns
+    -------
+    int or None
+        Which change is the oldest that something was filled in from.
     """
-    for operation, change in past:
-        if operation == ADD:
-            merge(values, {key: value for key, value in change.items() if key not in values})
-        else:
-            merge(values, change)
+    oldest = None
+    settled = set(values)
+    for number in reversed(range(len(past))):
+        missing = {key: value for key, value in past[number].items() if key not in settled}
+        if missing:
+            merge(values, missing)
+            settled.update(missing)
+            oldest = number
+    return oldest
 
 
 def sharpen(values: dict[str, MetadataValue], changes: Iterable[dict[str, MetadataValue]]) -> None:

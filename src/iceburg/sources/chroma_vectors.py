@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,17 @@ from iceburg.sources.chroma_tables import Row
 #: Two vectors are the same one if they differ by less than this part of the largest component.
 _SAME = 1e-6
 
-Vector = tuple[bytes | None, VectorOrigin]
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A vector, where it came from, and the position in the queue up to which it is known to be the newest."""
+
+    data: bytes | None
+    origin: VectorOrigin
+    position: int = 0
+
+
+_MISSING = Vector(None, "missing")
 
 
 class IndexChangedError(Exception):
@@ -40,18 +51,19 @@ def read_vectors(connection: sqlite3.Connection, state: State, rows: list[Row], 
     indexed = _indexed(state, rows, [vector is None for vector in certain])
     if state.index is not None and signature(state.index.directory) != state.index.signature:
         raise IndexChangedError
-    chosen: list[Vector] = []
+    chosen = []
     for (positions, _), sure_one, stored in zip(candidates, certain, indexed, strict=True):
-        maybe = [queued[seq] for seq in positions if seq in queued]
+        maybe = [(seq, queued[seq]) for seq in positions if seq in queued]
         if sure_one is not None:
-            chosen.append((sure_one, "queue"))
-        elif stored[0] is not None:
-            same = next((v for v in maybe if _same(v, stored[0], direction=stored[1] == "direction")), None)
-            chosen.append(stored if same is None else (same, "queue"))
+            chosen.append(Vector(sure_one, "queue", positions[0]))
+        elif stored.data is not None:
+            same = (v for _, v in maybe if _same(v, stored.data, direction=stored.origin == "direction"))
+            exact = next(same, None)
+            chosen.append(stored if exact is None else Vector(exact, "queue", stored.position))
         elif maybe:
-            chosen.append((maybe[0], "queue"))
+            chosen.append(Vector(maybe[0][1], "queue", maybe[0][0]))
         else:
-            chosen.append((None, "missing"))
+            chosen.append(_MISSING)
     return chosen
 
 
@@ -78,7 +90,7 @@ def _idle(state: State, row: Row, seq: int) -> bool:
 
 def _indexed(state: State, rows: list[Row], wanted: list[bool]) -> list[Vector]:
     """Read the vectors that the index has for the rows wanted."""
-    found: list[Vector] = [(None, "missing")] * len(rows)
+    found = [_MISSING] * len(rows)
     index = state.index
     if index is None or index.layout is None:
         return found
@@ -100,7 +112,7 @@ def _indexed(state: State, rows: list[Row], wanted: list[bool]) -> list[Vector]:
     for number, (vector, known, gone) in enumerate(zip(vectors, normed.tolist(), lost.tolist(), strict=True)):
         if not gone:
             origin = _origin(index, known=known, by_order=bool(state.by_order))
-            found[places[int(have[number])]] = vector.tobytes(), origin
+            found[places[int(have[number])]] = Vector(vector.tobytes(), origin, state.taken_in)
     return found
 
 
