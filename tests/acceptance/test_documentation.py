@@ -14,7 +14,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -25,7 +25,10 @@ from iceburg.database.embedded import ServerStatus
 from iceburg.database.embedded_databases import EmbeddedDatabase
 from iceburg.database.schema import schema_files, schema_names
 from iceburg.demo.generator import generate
+from iceburg.mappings.timestamps import FORMS
 from iceburg.migration import inspection, report, status
+from iceburg.records import VectorOrigin
+from iceburg.sources import chroma_loss
 from iceburg.sources.discovery import discover
 from iceburg.verification import report as verification
 
@@ -150,6 +153,18 @@ def _texts(expression: ast.expr) -> Iterator[str]:
         )
 
 
+def imported_rooms(path: Path) -> set[str]:
+    """Return the rooms, and modules of none, that a module or a room imports from."""
+    found: set[str] = set()
+    for file in path.rglob("*.py") if path.is_dir() else [path]:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iceburg."):
+                found.add((node.module or "").split(".")[1])
+            elif isinstance(node, ast.Import):
+                found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("iceburg."))
+    return found
+
+
 # What the pages say
 
 
@@ -239,6 +254,22 @@ def test_every_room_has_its_list_of_modules() -> None:
     assert folders - {".", *_ROOMS} == set()
 
 
+def test_the_rooms_import_what_the_architecture_says() -> None:
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    table = re.search(r"<!-- arrows -->(.*?)<!-- end -->", text, re.DOTALL)
+    assert table is not None
+    rows = [line.split("|")[1:3] for line in table[1].splitlines() if line.startswith("| `")]
+    allowed = {
+        name: set(re.findall(r"`(\w+)`", right)) for left, right in rows for name in re.findall(r"`(\w+)`", left)
+    }
+    assert set(_ROOMS) - {""} <= allowed.keys()
+    for room in set(_ROOMS) - {""}:
+        found = imported_rooms(SOURCE / room) - {room, "records", "errors", "config"}
+        assert found == allowed[room], f"{room} imports from {sorted(found)}"
+    for module in ("records", "errors", "config"):
+        assert imported_rooms(SOURCE / f"{module}.py") <= {"records", "errors", "config"}
+
+
 def test_every_reason_in_the_code_is_documented() -> None:
     found = reasons_in_code()
     assert len(found) > 20, "the search for reasons has gone blind"
@@ -277,6 +308,25 @@ def test_every_key_of_the_json_is_explained(page: str, records: tuple[type[Any],
     text = (DOCS / "commands" / f"{page}.md").read_text("utf-8")
     keys = {field.name for record in records for field in dataclasses.fields(record)}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+
+
+def test_every_kind_of_loss_is_explained() -> None:
+    kinds = set(re.findall(r"``([a-z]+-[a-z]+)``", chroma_loss.Loss.__doc__ or ""))
+    assert len(kinds) > 10
+    table = re.search(r"<!-- losses -->(.*?)<!-- end -->", (DOCS / "chroma.md").read_text("utf-8"), re.DOTALL)
+    assert table is not None
+    assert set(re.findall(r"^\| `([^`]+)` \|", table[1], re.MULTILINE)) == kinds
+
+
+def test_every_origin_of_a_vector_is_explained() -> None:
+    text = (DOCS / "chroma.md").read_text("utf-8")
+    assert [origin for origin in get_args(VectorOrigin) if f"| `{origin}` |" not in text] == []
+
+
+def test_every_form_of_a_date_is_explained() -> None:
+    text = (DOCS / "mappings.md").read_text("utf-8")
+    plain = {re.sub(r" (Z|\+00:00)$", "", name) for name in FORMS}
+    assert [name for name in sorted(plain) if f"`{name}`" not in text] == []
 
 
 def test_every_setting_is_explained() -> None:
