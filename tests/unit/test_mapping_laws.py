@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from iceburg.mappings.conversations import ConversationMapping
 from iceburg.mappings.document import ENTITIES, RELATIONSHIPS, DocumentMapping
 from iceburg.mappings.embeddings import EmbeddingMapping
+from iceburg.mappings.json_value import dumps_exact, loads_exact
 from iceburg.mappings.mapping import Difference, Mapping, Row, UnmappableError, UnrestorableError
 from iceburg.mappings.sqlite_record import RecordShape, SqliteRecord
 from iceburg.mappings.table import ColumnPlan, TableMapping
@@ -277,6 +278,8 @@ class TestChangesInTheTarget:
     """A row that somebody changes cannot be restored, or restores to another record."""
 
     @given(table_records(ENTITY_COLUMNS))
+    @example(AN_ENTITY)
+    @example((*AN_ENTITY[:5], "1e400", *AN_ENTITY[6:]))
     def test_entities(self, record: SqliteRecord) -> None:
         self.check(ENTITY, record, free={0, 1})
 
@@ -328,14 +331,14 @@ class TestChangesInTheTarget:
             return instead.get(kind, [])
         if kind != "jsonb":
             return [other for other in other_row_values(value) if other is not None]
-        document = json.loads(value)
+        document = loads_exact(value)
         changed: list[Any] = [[document], "x", {"": document}, 1]
         if isinstance(document, dict):
             changed.append({**document, "no such column": 1})
             changed += [{k: v for k, v in document.items() if k != key} for key in document]
             for key, member in document.items():
                 changed += [{**document, key: [member]}, {**document, key: {}}, {**document, key: "\ufffe"}]
-        return [json.dumps(other) for other in changed if other != document]
+        return [dumps_exact(other) for other in changed if other != document]
 
     def is_noticed(self, mapping: Mapping[Any], record: Any, row: Row) -> bool:
         try:
