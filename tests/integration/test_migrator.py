@@ -305,7 +305,10 @@ def test_a_worker_that_was_overtaken_after_its_last_batch_does_not_call_the_stre
     assert rows(database, "SELECT done FROM iceburg_migration.streams") == [(False,)]
 
 
-def test_a_second_run_beside_the_first_is_refused(tmp_path: Path, database: str) -> None:
+def test_a_second_run_beside_the_first_is_refused(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iceburg.migration.ledger._PATIENCE", 0.1)
     directory = small(tmp_path)
     refused: list[str] = []
 

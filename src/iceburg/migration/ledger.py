@@ -8,9 +8,10 @@ position.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -23,6 +24,9 @@ from iceburg.mappings.mapping import Original
 from iceburg.migration import statements
 from iceburg.records import Key, Value, decode_key, encode_key
 
+# The server ends the session of a run that was killed within a second or two: see `session.connect_writer`.
+_PATIENCE: Final = 5.0
+_POLL: Final = 0.2
 _ORIGINAL_TYPES = tuple(ENCODERS[t] for t in ("integer", "text", "text", "text", "bytea", "text"))
 _QUARANTINE_TYPES = tuple(ENCODERS[t] for t in ("integer", "text", "bytea", "text"))
 
@@ -118,8 +122,11 @@ class Ledger:
         TargetError
             Another migration of this target is running.
         """
-        row = self.connection.execute(statements.TRY_LOCK, (f"iceburg-db migrate {self.names.state}",)).fetchone()
-        if row is None or not row[0]:
+        deadline = time.monotonic() + _PATIENCE
+        while not self._try_lock():
+            if time.monotonic() < deadline:
+                time.sleep(_POLL)
+                continue
             raise TargetError(
                 "Another migration of this target is running.",
                 where=f"schema {self.names.state}",
@@ -129,6 +136,10 @@ class Ledger:
         fence = self.connection.execute(self.names.format(statements.RAISE_FENCE)).fetchone()
         assert fence is not None  # noqa: S101 - the installation's row exists
         return int(fence[0])
+
+    def _try_lock(self) -> bool:
+        row = self.connection.execute(statements.TRY_LOCK, (f"iceburg-db migrate {self.names.state}",)).fetchone()
+        return row is not None and bool(row[0])
 
     def check_fence(self, fence: int) -> None:
         """See, in the transaction of a batch, that no later run has taken over.

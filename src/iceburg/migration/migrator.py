@@ -19,7 +19,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from iceburg.database.catalogue import Catalogue, Dataset, Source
-from iceburg.database.connection import Target, check_server, connect
+from iceburg.database.connection import Target, check_server
 from iceburg.database.schema import SchemaNames, apply_schema
 from iceburg.errors import IceburgError, SourceError, TargetError
 from iceburg.migration import statements
@@ -34,6 +34,7 @@ from iceburg.migration.ledger import Ledger
 from iceburg.migration.plan import PlannedDataset, StorePlan, plan_store
 from iceburg.migration.removal import remove_dataset
 from iceburg.migration.report import DatasetReport, MigrationReport, Problem, Tally
+from iceburg.migration.session import connect_writer
 from iceburg.migration.structure import add_foreign_keys, complete_table, create_table, loosen
 from iceburg.migration.tasks import IndexTask, SettleTask, StreamTask, run_index, run_settle, run_stream
 from iceburg.migration.worker import Advance, Outcome, StoppedError, Workers
@@ -155,7 +156,7 @@ class Migrator:
         """
         started = time.monotonic()
         self._listener.phase(f"target: {self._target.description}")
-        with connect(self._target.dsn, autocommit=True) as connection, OpenStores() as stores:
+        with connect_writer(self._target.dsn) as connection, OpenStores() as stores:
             check_server(connection, schema=self._names.data)
             apply_schema(connection, self._names)
             self._claim(connection)

@@ -13,6 +13,8 @@ import os
 import queue
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,10 +23,10 @@ from typing import Any, Final, Generic, TypeVar
 
 import psycopg
 
-from iceburg.database.connection import connect
 from iceburg.database.schema import SchemaNames
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import IceburgError, TargetError
+from iceburg.migration.session import connect_writer
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores
 
@@ -76,7 +78,7 @@ class Context:
     def connection(self) -> psycopg.Connection:
         """The worker's connection to the target, in autocommit mode."""
         if self._connection is None or self._connection.closed:
-            self._connection = connect(self._dsn, autocommit=True)
+            self._connection = connect_writer(self._dsn)
             # A batch and its position are in one transaction: a crash loses both or neither, and the run's last
             # commit, which is synchronous, makes all before it durable.
             self._connection.execute("SET synchronous_commit = off")
@@ -120,7 +122,18 @@ def _start_worker(dsn: str, names: SchemaNames, stop: Any, events: Any, parent: 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        # It has ended before it could be asked for the signal, and nobody will ever send a task again.
+        os._exit(1)
     _context = Context(dsn, names, lambda: stop.is_set() or os.getppid() != parent, events.put)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL)
+    os._exit(1)
 
 
 def _run_in_worker(function: Callable[[Context, Any], Any], task: Any) -> Outcome[Any]:
