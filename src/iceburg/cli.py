@@ -102,8 +102,8 @@ def _exits(command: Callable[P, int]) -> Callable[P, None]:
             hint = "Run the command again: it goes on where it stopped."
             code = _failed(TargetError(f"PostgreSQL: {message}", hint=hint))
         except StoppedError:
-            sys.stderr.write("Stopped. Run the same command again: it goes on from here.\n")
-            code = 128 + signal.SIGINT
+            sys.stderr.write("Stopped. Run the same command again.\n")
+            code = _stopped(_stop)
         raise typer.Exit(code)
 
     return run
@@ -131,12 +131,15 @@ class _Stop:
         sys.stderr.write("Stopping after this batch; press Ctrl-C again to stop at once.\n")
 
 
+_stop = _Stop()
+
+
 @contextmanager
 def _stoppable() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    _stop.signal = None
+    before = {number: signal.signal(number, _stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield _stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

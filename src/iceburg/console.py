@@ -23,6 +23,20 @@ from iceburg.migration.worker import Advance
 from iceburg.verification.report import VerificationReport
 
 _PLAIN_INTERVAL: Final = 5.0
+_NUMERIC: Final = frozenset(
+    (
+        "rows",
+        "source rows",
+        "target rows",
+        "bytes",
+        "preserved",
+        "quarantined",
+        "seconds",
+        "compared",
+        "differences",
+        "copied",
+    )
+)
 
 
 def print_json(document: object) -> None:
@@ -272,7 +286,10 @@ def show_server(status: ServerStatus) -> None:
     console.print(f"Log:    {status.log_file}")
     if status.databases:
         console.print()
-        table = _table("database", "installation", "bytes", "connect with")
+        table = _table("database", "installation", "bytes")
         for database in status.databases:
-            table.add_row(database.name, str(database.installation), _size(database.size), f'psql "{database.dsn}"')
-        console.print(table)
+            table.add_row(database.name, str(database.installation), _size(database.size))
+        _show(console, table)
+        for database in status.databases:
+            # A command to be copied must stay on one line.
+            console.print(f'psql "{database.dsn}"', soft_wrap=True)

@@ -21,6 +21,7 @@ from iceburg.mappings.mapping import (
     Row,
     TargetColumn,
     UnmappableError,
+    UnrestorableError,
 )
 from iceburg.mappings.timestamps import usable_datetime
 from iceburg.records import Key, Line, Value
@@ -85,14 +86,21 @@ class TelemetryMapping:
         )
 
     def restore(self, row: Row, originals: Dictionary[str, Value]) -> Line:
-        """Return the line; its number and terminator are not part of the row."""
+        """Return the line; its number and terminator are not part of the row.
+
+        Raises
+        ------
+        UnrestorableError
+            The row has no place in the file.
+        """
         raw = originals.get(LINE)
         if not isinstance(raw, bytes):
             text = row[_DATA]
             assert isinstance(text, str)  # noqa: S101 - the column is NOT NULL
             raw = text.encode()
         offset = row[_OFFSET]
-        assert isinstance(offset, int)  # noqa: S101 - the column is NOT NULL
+        if not isinstance(offset, int):
+            raise UnrestorableError("byte_offset", offset)
         return Line(offset, 0, raw, b"\n")
 
     def differences(self, source: Line, restored: Line) -> list[Difference]:

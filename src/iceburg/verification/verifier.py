@@ -10,7 +10,7 @@ import psycopg
 from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.connection import Target, connect
 from iceburg.database.schema import SchemaNames, check_schema
-from iceburg.errors import IceburgError, SourceError
+from iceburg.errors import SourceError
 from iceburg.migration import statements
 from iceburg.migration.ledger import Ledger
 from iceburg.migration.migrator import Listener
@@ -87,9 +87,10 @@ class Verifier:
             run_id = self._ledger.start_run("verify")
             try:
                 report = self._verify(connection, run_id, started)
-            except (IceburgError, psycopg.Error, StoppedError) as error:
+            except BaseException as error:
                 if not connection.closed:
-                    self._ledger.finish_run(run_id, "interrupted", {"error": str(error)})
+                    ended = "interrupted" if isinstance(error, StoppedError) else "failed"
+                    self._ledger.finish_run(run_id, ended, {"error": str(error)})
                 raise
             for dataset in report.datasets:
                 connection.execute(
