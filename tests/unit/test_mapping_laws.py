@@ -174,6 +174,11 @@ class TestSensitivity:
             name = mapping.shape.columns[position - 1]
             assert [d.field for d in mapping.differences(record, changed)] == [name]
 
+    def test_the_sign_of_zero_is_a_difference(self) -> None:
+        table = TableMapping((ColumnPlan("a", "a", "real", False), ColumnPlan("b", "b", "text", False)), (), 1)
+        assert table.differences((1, 0.0, "x"), (1, -0.0, "x")) == [Difference("a", 0.0, -0.0)]
+        assert table.differences((1, 0.0, "x"), (1, 0, "x")) == [Difference("a", 0.0, 0)]
+
     @given(json_trees(), st.randoms(use_true_random=False))
     def test_every_changed_json_value_is_a_difference(self, tree: JsonTree, style: random.Random) -> None:
         left, right = render_tree(tree, style), render_tree(mutate_tree(tree, style), style)
@@ -345,6 +350,17 @@ class TestChangesInTheTarget:
             return bool(mapping.differences(record, mapping.restore(row, {})))
         except UnrestorableError:
             return True
+
+    def test_columns_that_the_source_does_not_have(self) -> None:
+        columns = ("id", "conversation_id", "timestamp", "user_message", "assistant_message")
+        mapping = ConversationMapping("c", 1, RecordShape(1, columns))
+        record: SqliteRecord = A_CONVERSATION[:6]
+        self.check(mapping, record, free={0, 1})
+        row, _ = mapping.convert(record)
+        for name, value in (("mode", "x"), ("agent", "x"), ("metadata", "{}"), ("extra", "{}")):
+            position = [column.name for column in mapping.columns].index(name)
+            with pytest.raises(UnrestorableError):
+                mapping.restore((*row[:position], value, *row[position + 1 :]), {})
 
     def test_documents_that_were_never_ours(self) -> None:
         row, _ = ENTITY.convert(AN_ENTITY)
