@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any, Final, Generic, TypeVar
 
 import psycopg
@@ -114,6 +115,16 @@ class Outcome(Generic[TaskT]):
 
 
 _context: Context | None = None
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold signals back: what is started meanwhile never gets them, so that Ctrl-C cannot end a worker half begun."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(dsn: str, names: SchemaNames, stop: Any, events: Any, parent: int) -> None:
@@ -220,7 +231,10 @@ class Workers:
             for task in tasks:
                 yield _run(self._local, function, task)
             return
-        futures: set[Future[Outcome[TaskT]]] = {self._pool.submit(_run_in_worker, function, t) for t in tasks}
+        # Before it starts processes, it starts one that unblocks these signals.
+        resource_tracker.ensure_running()
+        with _signals_held():
+            futures: set[Future[Outcome[TaskT]]] = {self._pool.submit(_run_in_worker, function, t) for t in tasks}
         try:
             while futures:
                 done, futures = wait(futures, timeout=_POLL, return_when=FIRST_COMPLETED)

@@ -1,0 +1,89 @@
+"""PostgreSQL goes away in the middle of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from iceburg.database.embedded import EmbeddedServer
+from tests.conftest import FAST
+from tests.faults.test_interrupt import wait_for_batches
+from tests.faults.test_kill import children
+from tests.support import change, migrate_fully, rows, run_program, run_sql, start_program
+
+# A server that is stopped at once has to find after a crash what it had said was written.
+DURABLE = FAST | {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    change(tmp_path / "data" / "m.db", "CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT); CREATE TABLE u (v TEXT)")
+    change(tmp_path / "data" / "m.db", "INSERT INTO t VALUES (?, ?)", *((f"k{n}", "v") for n in range(6000)))
+    change(tmp_path / "data" / "m.db", "INSERT INTO u VALUES (?)", *((f"{n}\0",) for n in range(3000)))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_server_that_stops_at_once_is_an_error_and_the_next_run_goes_on(
+    directory: Path, server_home: Path, jobs: str
+) -> None:
+    server = EmbeddedServer(server_home, overrides=DURABLE)
+    dsn = server.database_for(directory)
+    program = start_program("migrate", directory, "--dsn", dsn, "--jobs", jobs, "--batch-size", "20", "--json")
+    wait_for_batches(program, dsn, 20)
+    server.stop("immediate")
+    output, said = program.communicate(timeout=60)
+    assert program.returncode == 2, said
+    assert "Traceback" not in said
+    assert "Error: " in said
+    assert "un the command again" in said
+    assert json.loads(output)["status"] == "error"
+    refused = run_program("migrate", directory, "--dsn", dsn)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    server.ensure_running()
+    # The batches of the last moments are lost, each with its position.
+    ((copied, noted),) = rows(
+        dsn,
+        "SELECT (SELECT count(*) FROM m.t) + (SELECT count(*) FROM m.u), coalesce(sum(rows), 0)"
+        " FROM iceburg_migration.chunks",
+    )
+    assert copied == noted < 9000
+    migrate_fully(dsn, directory, batch_size=20)
+    assert rows(dsn, "SELECT count(*), (SELECT count(*) FROM m.u) FROM m.t") == [(6000, 3000)]
+    assert rows(dsn, "SELECT count(*) FROM iceburg_migration.originals") == [(3000,)]
+
+
+def test_a_worker_whose_session_is_ended_is_an_error_and_the_next_run_goes_on(directory: Path, database: str) -> None:
+    program = start_program("migrate", directory, "--dsn", database, "--jobs", "2", "--batch-size", "20")
+    wait_for_batches(program, database, 10)
+    program.send_signal(signal.SIGSTOP)
+    run_sql(
+        database,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid() AND pid NOT IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')",
+    )
+    program.send_signal(signal.SIGCONT)
+    _, said = program.communicate(timeout=30)
+    assert program.returncode == 2, said
+    assert "Traceback" not in said
+    assert "un the command again" in said
+    assert rows(database, "SELECT status FROM iceburg_migration.runs") == [("failed",)]
+    migrate_fully(database, directory)
+
+
+def test_a_worker_that_is_killed_is_an_error_and_the_next_run_goes_on(directory: Path, database: str) -> None:
+    program = start_program("migrate", directory, "--dsn", database, "--jobs", "2", "--batch-size", "20")
+    wait_for_batches(program, database, 10)
+    workers = [pid for pid in children(program.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    _, said = program.communicate(timeout=30)
+    assert program.returncode == 2, said
+    assert "Traceback" not in said
+    assert "ended from outside" in said
+    migrate_fully(database, directory)
