@@ -278,6 +278,9 @@ def migrate(
         str, typer.Option("--vector-index", metavar="KIND", help="ivfflat, hnsw or none.")
     ] = "ivfflat",
     recheck: Annotated[bool, typer.Option("--recheck", help="Go through stores that look unchanged, too.")] = False,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="Write every record again: mends a target that somebody has changed.")
+    ] = False,
     moved: Annotated[bool, typer.Option("--moved", help="The installation has been moved to DATA_DIR.")] = False,
     forget: Annotated[
         list[str] | None,
@@ -299,7 +302,7 @@ def migrate(
         target = _target(dsn, data_dir)
         for name in forget or ():
             forget_source(target, schema_names(schema), name, {store.name for store in stores})
-        options = Options(batch_size, jobs, vector_index, recheck, moved, narrowed)
+        options = Options(batch_size, jobs, vector_index, recheck, rewrite, moved, narrowed)
         report = _migrate(target, data_dir, stores, schema, options, stop)
     if as_json:
         console.print_json(report.to_json())

@@ -181,6 +181,8 @@ def show_migration(report: MigrationReport) -> None:
         ids = f" ({', '.join(loss['ids'][:5])}{', ...' if loss['count'] > 5 else ''})" if loss["ids"] else ""
         records = f"{loss['count']} records{ids}: " if loss["count"] else ""
         console.print(f"Lost before: {loss['dataset']}: {loss['kind']}: {records}{loss['detail']}")
+    for skipped in report.skipped:
+        console.print(f"Passed over: {skipped['source']}: {skipped['what']}")
     for dataset in report.datasets:
         for note in dataset.notes:
             console.print(f"Note: {dataset.dataset}: {note}")

@@ -68,8 +68,9 @@ class TableMapping:
         self.key_columns: Final = (0,) if by_rowid else tuple(self.shape.columns.index(name) for name in key)
 
     def key(self, record: SqliteRecord) -> Key:
-        """Return the primary key's values, or the rowid."""
-        return tuple(record[i] for i in self._key_positions)
+        """Return the primary key's values, or the rowid; with the rowid too where NULLs leave the key not unique."""
+        key = tuple(record[i] for i in self._key_positions)
+        return key if None not in key else key + record[: self.shape.key_width]
 
     def row_key(self, record: SqliteRecord) -> Row | None:
         """Return the target's key values; None where PostgreSQL cannot hold them."""

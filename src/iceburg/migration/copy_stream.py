@@ -42,6 +42,8 @@ class CopyStream:
         From `Ledger.take_over`: the stream ends with an error when a later run has begun.
     batch_size
         Rows of a new chunk.
+    rewrite
+        Write a chunk that is gone through again even if it is as it was.
     progress
         Called with the number of rows gone through, and of rows written, after each batch.
     stop_if_asked
@@ -57,6 +59,7 @@ class CopyStream:
         *,
         fence: int,
         batch_size: int,
+        rewrite: bool,
         progress: Progress,
         stop_if_asked: Callable[[], None],
     ) -> None:
@@ -69,6 +72,7 @@ class CopyStream:
         self._stream = stream
         self._fence = fence
         self._batch_size = batch_size
+        self._rewrite = rewrite
         self._progress = progress
         self._stop_if_asked = stop_if_asked
 
@@ -123,7 +127,7 @@ class CopyStream:
             digest.update(payload)
             kept.digest_into(digest)
             count += len(batch.records)
-        if digest.digest() == chunk.digest:
+        if digest.digest() == chunk.digest and not self._rewrite:
             self._progress(count, 0)
             return 0
         count, digest = 0, hashlib.blake2b(digest_size=16)

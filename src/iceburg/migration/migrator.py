@@ -63,6 +63,8 @@ class Options:
         ``ivfflat``, ``hnsw`` or ``none``.
     recheck
         Go through stores that look unchanged, too.
+    rewrite
+        Write every record again, which mends a target that somebody has changed.
     moved
         The installation has been moved: take its new path.
     narrowed
@@ -73,6 +75,7 @@ class Options:
     jobs: int = 2
     vector_index: str = "ivfflat"
     recheck: bool = False
+    rewrite: bool = False
     moved: bool = False
     narrowed: bool = False
 
@@ -145,6 +148,7 @@ class Migrator:
         self._problems: dict[str, str] = {}
         self._tally = Tally()
         self._missing: list[Problem] = []
+        self._skipped: dict[str, tuple[str, ...]] = {}
 
     def run(self) -> MigrationReport:
         """Migrate.
@@ -246,7 +250,9 @@ class Migrator:
             self._catalogue.update_source(source.source_id, fingerprint=None, complete=False, problem=store.problem)
             raise SourceError(store.problem, where=store.name)
         print_of_store = fingerprint(store)
-        if source.complete and source.fingerprint == print_of_store and not self._options.recheck and not again:
+        unchanged = source.complete and source.fingerprint == print_of_store
+        again = again or self._options.recheck or self._options.rewrite
+        if unchanged and not again:
             return None
         self._listener.phase(f"{store.name}: looking at what it holds")
         known = {dataset.name: dataset for dataset in self._catalogue.datasets(source.source_id)}
@@ -259,7 +265,8 @@ class Migrator:
                 source.source_id, fingerprint=None, complete=False, problem=error.without(store.name)
             )
             raise
-        refresh = source.fingerprint != print_of_store or self._options.recheck or again
+        self._skipped[store.name] = plan.skipped
+        refresh = source.fingerprint != print_of_store or again
         with self._connection.transaction():
             self._ledger.check_fence(self._fence)
             self._take_in(stores, store, source, plan, known, refresh=refresh)
@@ -394,7 +401,15 @@ class Migrator:
 
     def _copy(self, workers: Workers, pending: list[_Work]) -> None:
         tasks = [
-            StreamTask(item.store, item.fingerprint, dataset, stream, self._fence, self._options.batch_size)
+            StreamTask(
+                item.store,
+                item.fingerprint,
+                dataset,
+                stream,
+                self._fence,
+                self._options.batch_size,
+                self._options.rewrite,
+            )
             for item in pending
             if item.store.name not in self._problems
             for dataset in item.datasets
@@ -513,10 +528,15 @@ class Migrator:
         )
         problems = tuple(Problem(store, problem) for store, problem in self._problems.items()) + tuple(self._missing)
         uneven = tuple(
-            Problem(d.source, f"{d.dataset}: {d.source_rows} records, {d.target_rows} rows + {d.quarantined_rows}")
+            Problem(
+                d.source,
+                f"{d.dataset}: {d.source_rows} records, but {d.target_rows} rows and {d.quarantined_rows} quarantined"
+                " records: PostgreSQL was changed. `iceburg-db migrate --rewrite` writes them again.",
+            )
             for d in datasets
             if d.source_rows != d.target_rows + d.quarantined_rows and d.source not in self._problems
         )
+        reported = {dataset.dataset for dataset in datasets}
         complete = not (problems or interrupted or uneven)
         return MigrationReport(
             run_id=run_id,
@@ -524,7 +544,8 @@ class Migrator:
             seconds=round(seconds, 3),
             datasets=datasets,
             problems=problems + (() if interrupted else uneven),
-            kept=tuple(self._ledger.reasons()),
+            kept=tuple(entry for entry in self._ledger.reasons() if entry["dataset"] in reported),
+            skipped=tuple({"source": store, "what": what} for store, found in self._skipped.items() for what in found),
             losses=tuple(self._losses()),
             unchanged=unchanged,
             interrupted=interrupted,

@@ -63,6 +63,8 @@ class MigrationReport:
         Stores that are not complete, and why.
     kept
         What is preserved or quarantined: dataset, kind, reason, count, a few keys.
+    skipped
+        What holds no rows of its own and was passed over: views and virtual tables, by store.
     losses
         What the stores had lost before: dataset (or store), kind, count, ids, detail.
     unchanged
@@ -77,6 +79,7 @@ class MigrationReport:
     datasets: tuple[DatasetReport, ...]
     problems: tuple[Problem, ...] = ()
     kept: tuple[dict[str, Any], ...] = ()
+    skipped: tuple[dict[str, str], ...] = ()
     losses: tuple[dict[str, Any], ...] = ()
     unchanged: bool = False
     interrupted: bool = False

@@ -28,6 +28,7 @@ class StreamTask:
     stream: Stream
     fence: int
     batch_size: int
+    rewrite: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def run_stream(context: Context, task: StreamTask) -> Done:
         task.stream,
         fence=task.fence,
         batch_size=task.batch_size,
+        rewrite=task.rewrite,
         progress=lambda seen, written: context.report(Advance(task.dataset.name, seen, written)),
         stop_if_asked=context.stop_if_asked,
     )
