@@ -19,8 +19,9 @@ from psycopg.conninfo import make_conninfo
 
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
-from iceburg.migration.migrator import Migrator, Options
+from iceburg.migration.migrator import Migrator
 from iceburg.migration.report import DatasetReport, MigrationReport
+from iceburg.migration.run import Options
 from iceburg.migration.worker import Advance
 from iceburg.sources.discovery import discover
 from iceburg.verification.report import RecordDifference, VerificationReport
@@ -212,17 +213,24 @@ def run_program(*arguments: str | Path, **variables: str) -> subprocess.Complete
     )
 
 
-def start_program(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
-    """Start the program in a process group of its own."""
+def start_program(*arguments: str | Path, silent: bool = False, **variables: str) -> subprocess.Popen[str]:
+    """Start the program in a process group of its own, its words in pipes or, if silent, nowhere."""
+    where = subprocess.DEVNULL if silent else subprocess.PIPE
     return subprocess.Popen(
         command(*arguments),
         env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=where,
+        stderr=where,
         text=True,
         start_new_session=True,
         stdin=subprocess.DEVNULL,
     )
+
+
+def run_to_the_end(dsn: str, directory: Path, *, jobs: int) -> None:
+    """Run a migration to its end, after however many that were killed."""
+    program = start_program("migrate", directory, "--dsn", dsn, "--jobs", str(jobs), silent=True)
+    assert program.wait() in (0, 1)
 
 
 def some_entities(count: int, start: int = 0) -> Iterable[tuple[str, str, str, str]]:

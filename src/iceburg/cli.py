@@ -23,8 +23,9 @@ from iceburg.errors import IceburgError, TargetError, UsageError
 from iceburg.migration.forget import forget_source
 from iceburg.migration.indexes import VECTOR_INDEXES
 from iceburg.migration.inspection import inspect as inspect_stores
-from iceburg.migration.migrator import Migrator, Options
+from iceburg.migration.migrator import Migrator
 from iceburg.migration.report import MigrationReport
+from iceburg.migration.run import Options
 from iceburg.migration.status import read_status
 from iceburg.migration.worker import StoppedError
 from iceburg.records import Store

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
+
+import psycopg
 
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.connection import Target, connect
 from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.errors import UsageError
+from iceburg.migration import statements
 from iceburg.migration.ledger import Ledger
 from iceburg.migration.removal import remove_dataset
+from iceburg.sources.discovery import discover
 
 
 def forget_source(target: Target, names: SchemaNames, name: str, present: Collection[str]) -> None:
@@ -22,21 +27,21 @@ def forget_source(target: Target, names: SchemaNames, name: str, present: Collec
     name
         The store.
     present
-        Names of the stores that are there.
+        Names of stores that are there; those of the installation that the target belongs to are, in any case.
 
     Raises
     ------
     UsageError
         The store is there, or was never migrated.
     """
-    if name in present:
-        raise UsageError(
-            f"{name} is there; only a store that is gone can be forgotten.",
-            where="--forget",
-            hint="Use --exclude to leave it out.",
-        )
     with connect(target.dsn, autocommit=True) as connection:
         check_schema(connection, names)
+        if name in {*present, *_stores_of_installation(connection, names)}:
+            raise UsageError(
+                f"{name} is there; only a store that is gone can be forgotten.",
+                where="--forget",
+                hint="Use --exclude to leave it out.",
+            )
         catalogue = Catalogue(connection, names)
         source = next((source for source in catalogue.sources() if source.name == name), None)
         if source is None:
@@ -47,3 +52,11 @@ def forget_source(target: Target, names: SchemaNames, name: str, present: Collec
             for dataset in catalogue.datasets(source.source_id):
                 remove_dataset(connection, names, dataset)
             catalogue.forget_source(source.source_id)
+
+
+def _stores_of_installation(connection: psycopg.Connection, names: SchemaNames) -> set[str]:
+    """Return the stores of the installation that was migrated, whatever part of which directory a command was given."""
+    row = connection.execute(names.format(statements.SELECT_INSTALLATION)).fetchone()
+    if row is None or not Path(row[0]).is_dir():
+        return set()
+    return {store.name for store in discover(Path(row[0]))}

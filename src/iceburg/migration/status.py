@@ -85,7 +85,7 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
                 f"{dataset.target_schema}.{dataset.target_table}",
                 dataset.phase,
                 dataset.source_rows,
-                progress.get(dataset.dataset_id, (0, 0))[0],
+                progress.get(dataset.dataset_id, (0, 0))[0] - kept[dataset.dataset_id][1],
                 kept[dataset.dataset_id][1],
                 kept[dataset.dataset_id][0],
                 _position(ledger, dataset.dataset_id),

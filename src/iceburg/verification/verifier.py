@@ -13,7 +13,7 @@ from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.errors import SourceError
 from iceburg.migration import statements
 from iceburg.migration.ledger import Ledger
-from iceburg.migration.migrator import Listener
+from iceburg.migration.run import Listener
 from iceburg.migration.worker import StoppedError, Workers
 from iceburg.records import Key, Store
 from iceburg.sources.access import OpenStores

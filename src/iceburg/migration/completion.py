@@ -1,0 +1,80 @@
+"""Completing what is loaded: constraints, indexes, statistics; then a store counts as migrated."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from iceburg.migration.indexes import INDEXES, check_dimension, has_trigrams, vector_index
+from iceburg.migration.run import Run, Work
+from iceburg.migration.structure import add_foreign_keys, complete_table, loosen
+from iceburg.migration.tasks import IndexTask, run_index
+from iceburg.migration.worker import Workers
+
+
+def complete_stores(run: Run, workers: Workers, work: list[Work]) -> None:
+    if not work:
+        return
+    run.listener.phase("constraints and indexes")
+    for item in work:
+        if item.store.name not in run.problems:
+            _complete_tables(run, item)
+    _make_indexes(run, workers, work)
+    for table in ("conversations", "matrix_entities", "matrix_relationships", "embeddings", "telemetry"):
+        run.connection.execute(run.names.format("ANALYZE {data}.{table}", table=sql.Identifier(table)))
+    for item in work:
+        if item.store.name in run.problems:
+            continue
+        with run.connection.transaction():
+            run.ledger.check_fence(run.fence)
+            for dataset in item.datasets:
+                run.catalogue.set_phase(dataset.dataset_id, "complete")
+            run.catalogue.update_source(
+                item.source.source_id, fingerprint=item.fingerprint, complete=True, problem=None
+            )
+
+
+def _complete_tables(run: Run, item: Work) -> None:
+    datasets = run.catalogue.datasets(item.source.source_id)
+    tables = [dataset for dataset in datasets if dataset.definition["mapping"] == "table"]
+    notes = {}
+    for dataset in tables:
+        # A run that was killed here has left some of them.
+        loosen(run.connection, dataset)
+    for dataset in tables:
+        notes[dataset.dataset_id] = complete_table(
+            run.connection, dataset, item.sequences.get(dataset.definition["source_table"])
+        )
+    for dataset in tables:
+        found = notes[dataset.dataset_id] + add_foreign_keys(run.connection, dataset, datasets)
+        hazards = [note for note in dataset.notes if note not in found and not _is_of_structure(note)]
+        run.catalogue.set_notes(dataset.dataset_id, hazards + found)
+
+
+def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
+    trigrams = has_trigrams(run.connection)
+    touched = {dataset.target_table for item in work for dataset in item.datasets}
+    tasks = [
+        IndexTask(plan.name, plan=plan)
+        for plan in INDEXES
+        if plan.table in touched and (trigrams or not plan.needs_trigrams)
+    ]
+    for item in work:
+        if item.store.name in run.problems:
+            continue
+        for dataset in run.catalogue.datasets(item.source.source_id):
+            if dataset.definition["mapping"] != "embeddings":
+                continue
+            check_dimension(run.connection, run.names, dataset)
+            statement, note = vector_index(run.names, dataset, run.options.vector_index, dataset.target_rows or 0)
+            if note is not None:
+                run.catalogue.set_notes(dataset.dataset_id, [note])
+            if statement is not None:
+                tasks.append(IndexTask(f"vector index of {dataset.name}", statement=statement))
+    for outcome in workers.run(run_index, tasks):
+        if outcome.error is not None:
+            raise outcome.error
+
+
+def _is_of_structure(note: str) -> bool:
+    """Whether a note comes from completing a table, and so is found anew each time."""
+    return "carried over" in note or "NOT VALID" in note or note.startswith("generated columns")

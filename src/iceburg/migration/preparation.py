@@ -1,0 +1,150 @@
+"""Preparing a store: planning its datasets, and making the catalogue and the tables those of the plan."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from psycopg.types.json import Jsonb
+
+from iceburg.database.catalogue import Dataset, Source
+from iceburg.errors import SourceError
+from iceburg.migration import statements
+from iceburg.migration.indexes import drop_collection_structure
+from iceburg.migration.plan import PlannedDataset, StorePlan, plan_store
+from iceburg.migration.removal import remove_dataset
+from iceburg.migration.run import Run, Work
+from iceburg.migration.structure import create_table, loosen
+from iceburg.records import DatasetReader, Key, Store
+from iceburg.sources.access import OpenStores
+from iceburg.sources.fingerprint import fingerprint
+from iceburg.sources.sqlite_rows import TableReader
+
+# Below this, starting a second stream costs more than it gains.
+_ROWS_PER_STREAM: Final = 50_000
+
+
+def prepare_store(run: Run, stores: OpenStores, store: Store, *, again: bool = False) -> Work | None:
+    """Plan a store's datasets and make their tables; None if there is nothing to do."""
+    source = run.catalogue.source(store.name, store.kind)
+    if store.problem is not None:
+        run.catalogue.update_source(source.source_id, fingerprint=None, complete=False, problem=store.problem)
+        raise SourceError(store.problem, where=store.name)
+    print_of_store = fingerprint(store)
+    unchanged = source.complete and source.fingerprint == print_of_store
+    again = again or run.options.recheck or run.options.rewrite
+    if unchanged and not again:
+        return None
+    run.listener.phase(f"{store.name}: looking at what it holds")
+    known = {dataset.name: dataset for dataset in run.catalogue.datasets(source.source_id)}
+    taken = {d.target_schema for d in run.catalogue.datasets() if d.source_id != source.source_id}
+    taken |= _foreign_schemas(run)
+    try:
+        plan = plan_store(stores, store, run.names, {n: d.definition for n, d in known.items()}, taken)
+    except SourceError as error:
+        run.catalogue.update_source(
+            source.source_id, fingerprint=None, complete=False, problem=error.without(store.name)
+        )
+        raise
+    run.skipped[store.name] = plan.skipped
+    refresh = source.fingerprint != print_of_store or again
+    with run.connection.transaction():
+        run.ledger.check_fence(run.fence)
+        _take_in(run, stores, store, source, plan, known, refresh=refresh)
+        run.catalogue.update_source(source.source_id, fingerprint=print_of_store, complete=False, problem=None)
+        run.catalogue.describe_source(source.source_id, plan.description, plan.losses)
+    sequences = {table["name"]: table["sequence"] for table in plan.description.get("tables", ())}
+    return Work(store, source, print_of_store, run.catalogue.datasets(source.source_id), sequences)
+
+
+def _foreign_schemas(run: Run) -> set[str]:
+    """Return the schemas of the database that are not ours: no file's tables may go there.
+
+    One that is empty may be what is left of a store that was forgotten.
+    """
+    ours = {dataset.target_schema for dataset in run.catalogue.datasets()}
+    rows = run.connection.execute(statements.SELECT_TAKEN_SCHEMAS).fetchall()
+    return {name for (name,) in rows} - ours | {run.names.data, run.names.state}
+
+
+def _take_in(
+    run: Run,
+    stores: OpenStores,
+    store: Store,
+    source: Source,
+    plan: StorePlan,
+    known: dict[str, Dataset],
+    *,
+    refresh: bool,
+) -> None:
+    """Make the catalogue, and the tables, those of the plan."""
+    planned = {dataset.name for dataset in plan.datasets}
+    for name, dataset in known.items():
+        if name not in planned:
+            _drop(run, dataset)
+    for found in plan.datasets:
+        old = known.get(found.name)
+        if old is not None and not _same_conversion(old, found):
+            _drop(run, old)
+            old = None
+        if old is None:
+            _add(run, stores, store, source, found)
+        elif refresh:
+            run.ledger.reopen_streams(old.dataset_id)
+            run.catalogue.set_phase(old.dataset_id, "loading")
+            if old.definition["mapping"] == "table":
+                loosen(run.connection, old)
+            elif old.definition["mapping"] == "embeddings":
+                _put_collection(run, store, old.dataset_id, found)
+
+
+def _add(run: Run, stores: OpenStores, store: Store, source: Source, planned: PlannedDataset) -> None:
+    dataset_id = run.catalogue.add_dataset(
+        source.source_id, planned.name, planned.schema, planned.table, planned.definition
+    )
+    if planned.definition["mapping"] == "table":
+        create_table(run.connection, planned.schema, planned.table, planned.definition)
+    if planned.definition["mapping"] == "embeddings":
+        _put_collection(run, store, dataset_id, planned)
+    reader = stores.reader(store, planned.definition)
+    run.ledger.add_streams(dataset_id, _ranges(reader, run.options.jobs))
+    run.catalogue.set_notes(dataset_id, planned.hazards)
+
+
+def _put_collection(run: Run, store: Store, dataset_id: int, planned: PlannedDataset) -> None:
+    collection = planned.definition["collection"]
+    drop_collection_structure(run.connection, run.names, dataset_id)
+    run.catalogue.redefine(dataset_id, planned.definition)
+    run.connection.execute(
+        run.names.format(statements.UPSERT_COLLECTION),
+        {
+            "collection_id": dataset_id,
+            "store": store.name,
+            "tenant": collection["tenant"],
+            "database": collection["database"],
+            "name": collection["name"],
+            "dimension": collection["dimension"],
+            "distance": collection["distance"],
+            "definition": Jsonb(collection),
+        },
+    )
+
+
+def _drop(run: Run, dataset: Dataset) -> None:
+    """Remove a dataset that the source has no more, or has in another shape."""
+    remove_dataset(run.connection, run.names, dataset)
+
+
+def _same_conversion(old: Dataset, planned: PlannedDataset) -> bool:
+    """Whether a dataset's rows are as the plan would make them; a collection may change all but its identity."""
+    if (old.target_schema, old.target_table) != (planned.schema, planned.table):
+        return False
+    if old.definition["mapping"] == planned.definition["mapping"] == "embeddings":
+        return bool(old.definition["collection"]["id"] == planned.definition["collection"]["id"])
+    return old.definition == planned.definition
+
+
+def _ranges(reader: DatasetReader[Any], jobs: int) -> list[tuple[Key | None, Key | None]]:
+    if not isinstance(reader, TableReader):
+        return [(None, None)]
+    streams = max(1, min(jobs, reader.count() // _ROWS_PER_STREAM))
+    return list(reader.partitions(streams)) if streams > 1 else [(None, None)]
