@@ -270,12 +270,14 @@ def test_what_may_not_be_read_is_listed() -> None:
         unsearchable.chmod(0o755)
 
 
-def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_refused_and_sayable(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
     put(path, b"")
     (store,) = discover(tmp_path)
     assert store.path == path
-    assert os.fsencode(store.name) == b"caf\xe9.jsonl"
+    assert store.name == "caf\\xe9.jsonl"
+    assert store.problem is not None
+    assert "not UTF-8" in store.problem
 
 
 def test_patterns_narrow(tmp_path: Path) -> None:

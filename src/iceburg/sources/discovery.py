@@ -6,7 +6,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iceburg.errors import UsageError
@@ -81,7 +81,15 @@ def discover(
         for store in _distinct(_walk(root, root))
         if (not narrowed or matches(store.name, wanted[store.kind])) and not matches(store.name, exclude)
     ]
-    return sorted(stores, key=lambda store: store.name)
+    return sorted(map(_sayable, stores), key=lambda store: store.name)
+
+
+def _sayable(store: Store) -> Store:
+    """Refuse a store whose name is not UTF-8: neither a database nor a report could name it."""
+    name = os.fsencode(store.name).decode("utf-8", "backslashreplace")
+    if name == store.name:
+        return store
+    return replace(store, name=name, problem="its name is not UTF-8: rename it, then run the command again")
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
