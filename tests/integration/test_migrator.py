@@ -263,7 +263,7 @@ def test_a_run_that_was_asked_to_stop_is_continued(tmp_path: Path, database: str
 def test_several_streams_of_one_table_meet_without_gap(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iceburg.migration.migrator._ROWS_PER_STREAM", 100)
+    monkeypatch.setattr("iceburg.migration.preparation._ROWS_PER_STREAM", 100)
     monkeypatch.setattr("iceburg.sources.sqlite_rows._PARTITION_ROWIDS", 100)
     change(tmp_path / "s.db", "CREATE TABLE t (k TEXT PRIMARY KEY, v INT); CREATE TABLE n (i INTEGER PRIMARY KEY)")
     change(tmp_path / "s.db", "INSERT INTO t VALUES (?, ?)", *((f"k{n}", n) for n in range(1000)))
