@@ -65,7 +65,11 @@ def is_sound(text: str) -> bool:
         value = orjson.loads(text)
     except (orjson.JSONDecodeError, UnicodeEncodeError):
         return False
-    if "\\u0000" in text or "e+" in text or "-0.0" in text:
+    if "\\u0000" in text:
+        return False
+    if type(value) is dict and _is_plain(value, text):
+        return True
+    if "e+" in text or "-0.0" in text:
         return False
     try:
         if _may_be_deep(text):
@@ -76,6 +80,26 @@ def is_sound(text: str) -> bool:
         return orjson.dumps(value).decode() == text and _EXPONENT.search(text) is None
     except TypeError:  # orjson's word for nested too deeply
         return False
+
+
+def _is_plain(value: dict[str, Any], text: str) -> bool:
+    """Tell of most objects, in half the time that a dump takes, that ``jsonb`` holds them.
+
+    They are flat but for lists, without fractions (an integer that a parse would alter comes out of it as one), and no
+    key occurs twice: where a colon follows each key at once, quote and colon stand together in the text at least as
+    often as it has keys, so that as many of them as different keys leave none over.
+    """
+    for item in value.values():
+        kind = type(item)
+        if kind is list:
+            for element in item:
+                if type(element) is not str and type(element) is not int:
+                    return False
+        elif kind is not str and kind is not int and kind is not bool and item is not None:
+            return False
+    if " :" in text or "\n" in text or "\t" in text or "\r" in text:
+        return False
+    return text.count('":') == len(value)
 
 
 def _may_be_deep(text: str) -> bool:
