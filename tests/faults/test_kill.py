@@ -189,4 +189,4 @@ def test_a_worker_whose_parent_ended_before_it_was_ready_ends_too() -> None:
         "from iceburg.migration.worker import _start_worker; _start_worker('', None, None, None, 1); print('waits')"
     )
     outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    assert (outcome.returncode, outcome.stdout) == (1, b"")
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (1, b"", b"")

@@ -305,6 +305,27 @@ def test_a_worker_that_was_overtaken_after_its_last_batch_does_not_call_the_stre
     assert rows(database, "SELECT done FROM iceburg_migration.streams") == [(False,)]
 
 
+def test_a_batch_and_its_position_are_there_together_or_not_at_all(tmp_path: Path, database: str) -> None:
+    change(tmp_path / "m.db", "CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT)")
+    migrate_fully(database, tmp_path)
+    run_sql(
+        database,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''refused''; END';"
+        "CREATE TRIGGER refuse BEFORE INSERT ON iceburg_migration.chunks FOR EACH ROW WHEN (NEW.chunk = 3)"
+        " EXECUTE FUNCTION refuse()",
+    )
+    change(tmp_path / "m.db", "INSERT INTO t VALUES (?, ?)", *((f"k{n:02d}", "b\0") for n in range(50)))
+    with pytest.raises(TargetError, match="refused"):
+        migrate(database, tmp_path, batch_size=10)
+    assert rows(
+        database,
+        "SELECT count(*), (SELECT sum(rows)::int FROM iceburg_migration.chunks),"
+        " (SELECT count(*) FROM iceburg_migration.originals) FROM m.t",
+    ) == [(30, 30, 30)]
+    run_sql(database, "DROP TRIGGER refuse ON iceburg_migration.chunks")
+    migrate_fully(database, tmp_path, batch_size=10)
+
+
 def test_a_second_run_beside_the_first_is_refused(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
