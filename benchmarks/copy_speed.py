@@ -11,6 +11,7 @@ Run ``make bench``, or ``python -m benchmarks.copy_speed --entities 1500000``.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import shutil
 import subprocess
@@ -75,7 +76,6 @@ def raw_copy(dsn: str, rendered: list[tuple[TargetTable, Path, int]]) -> tuple[f
     with connect(dsn, autocommit=True) as connection:
         check_server(connection)
         apply_schema(connection, names)
-        connection.execute("CHECKPOINT")
         started = time.monotonic()
         for target, path, _ in rendered:
             columns = sql.SQL(", ").join(sql.Identifier(name) for name, _ in target.columns)
@@ -104,7 +104,7 @@ class MemorySampler(threading.Thread):
         self.stopped = threading.Event()
 
     def run(self) -> None:
-        while not self.stopped.wait(0.2):
+        while not self.stopped.wait(0.5):
             self.peak = max(self.peak, sum(map(_proportional_size, _family(self.pid))))
 
 
@@ -145,6 +145,13 @@ def run_command(*arguments: str) -> tuple[float, int]:
     return seconds, sampler.peak
 
 
+def settle(server: str) -> None:
+    """Have written what earlier measurements left to be written, so that the next one does not pay for it."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+    os.sync()
+
+
 def fresh_database(server: str, name: str) -> str:
     """Create a database anew and return its DSN."""
     with psycopg.connect(server, autocommit=True) as connection:
@@ -180,12 +187,16 @@ def main() -> None:
         rendered = list(render_tables(installation / "matrix.db", work))
         rows = sum(count for _, _, count in rendered)
         size = sum(path.stat().st_size for _, path, _ in rendered)
-        copied, indexed = raw_copy(fresh_database(admin, "bench_raw"), rendered)
+        raw = fresh_database(admin, "bench_raw")
+        settle(admin)
+        copied, indexed = raw_copy(raw, rendered)
         for _, path, _ in rendered:
             path.unlink()
         dsn = fresh_database(admin, "bench_migrate")
+        settle(admin)
         common = (str(installation), "--dsn", dsn, "--sqlite", "matrix.db", "--jobs", str(options.jobs))
         migrated, peak = run_command("migrate", *common)
+        settle(admin)
         verified, verify_peak = run_command("verify", *common)
     finally:
         server.stop("immediate")
