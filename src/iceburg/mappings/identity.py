@@ -15,6 +15,10 @@ import orjson
 
 from iceburg.records import Key, encode_key
 
+# The two bytes of a digest that carry a UUID's version and variant, by what the digest has there.
+_VERSION: Final = tuple(bytes([byte & 0x0F | 0x50]) for byte in range(256))
+_VARIANT: Final = tuple(bytes([byte & 0x3F | 0x80]) for byte in range(256))
+
 NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "urn:iceburg-database")
 
 
@@ -37,9 +41,7 @@ def identify(dataset: str) -> Callable[[str], bytes]:
     def identity(key: str) -> bytes:
         digest = base.copy()
         digest.update(key.encode())
-        raw = bytearray(digest.digest()[:16])
-        raw[6] = raw[6] & 0x0F | 0x50
-        raw[8] = raw[8] & 0x3F | 0x80
-        return bytes(raw)
+        raw = digest.digest()
+        return raw[:6] + _VERSION[raw[6]] + raw[7:8] + _VARIANT[raw[8]] + raw[9:16]
 
     return identity
