@@ -249,7 +249,12 @@ def test_a_value_too_long_for_an_index_costs_the_index_and_not_the_row(tmp_path:
     assert rows(database, "SELECT count(*) FROM matrix_entities WHERE entity_id = %s", (LONG,)) == [(1,)]
     # A later state in which the value fits has its index again.
     change(path, "DELETE FROM t WHERE id = 2")
-    report = migrate_fully(database, tmp_path)
+    migrate_fully(database, tmp_path)
+    for _ in range(10):
+        # Another session of the server, such as autovacuum's, may still see the row that was deleted.
+        if rows(database, "SELECT count(*) FROM pg_indexes WHERE indexname = 't_v'") == [(1,)]:
+            break
+        migrate_fully(database, tmp_path, recheck=True)
     assert rows(database, "SELECT count(*) FROM pg_indexes WHERE indexname = 't_v'") == [(1,)]
 
 
