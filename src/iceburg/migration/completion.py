@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
+from iceburg.database.schema import PLAN_TABLES
 from iceburg.migration.indexes import INDEXES, check_dimension, has_trigrams, vector_index
 from iceburg.migration.run import Run, Work
 from iceburg.migration.structure import add_foreign_keys, complete_table, loosen
@@ -19,8 +20,6 @@ def complete_stores(run: Run, workers: Workers, work: list[Work]) -> None:
         if item.store.name not in run.problems:
             _complete_tables(run, item)
     _make_indexes(run, workers, work)
-    for table in ("conversations", "matrix_entities", "matrix_relationships", "embeddings", "telemetry"):
-        run.connection.execute(run.names.format("ANALYZE {data}.{table}", table=sql.Identifier(table)))
     for item in work:
         if item.store.name in run.problems:
             continue
@@ -55,7 +54,8 @@ def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
     touched = {dataset.target_table for item in work for dataset in item.datasets}
     tasks = [
         IndexTask(plan.name, plan=plan)
-        for plan in INDEXES
+        # The slowest first: the others fit beside it.
+        for plan in sorted(INDEXES, key=lambda plan: not plan.needs_trigrams)
         if plan.table in touched and (trigrams or not plan.needs_trigrams)
     ]
     for item in work:
@@ -70,9 +70,15 @@ def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
                 run.catalogue.set_notes(dataset.dataset_id, [note])
             if statement is not None:
                 tasks.append(IndexTask(f"vector index of {dataset.name}", statement=statement))
-    for outcome in workers.run(run_index, tasks):
-        if outcome.error is not None:
-            raise outcome.error
+    analyses = [
+        IndexTask(f"statistics of {table}", statement=run.names.format("ANALYZE {data}.{t}", t=sql.Identifier(table)))
+        for table in PLAN_TABLES
+        if table in touched
+    ]
+    for step in (tasks, analyses):
+        for outcome in workers.run(run_index, step):
+            if outcome.error is not None:
+                raise outcome.error
 
 
 def _is_of_structure(note: str) -> bool:
