@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test lint types check bench kill-campaign clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -28,6 +28,10 @@ check: lint types test
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.copy_speed
+
+# Twenty kills at random moments of a large migration, and of bringing it up to date; about a quarter of an hour.
+kill-campaign: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.kill_campaign --entities 1500000 --kills 20
 
 clean:
 	rm -rf $(VENV) build dist
