@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iceburg.database.catalogue import Dataset
+from iceburg.database.target_table import uuid_text
 from iceburg.mappings.codecs import same_value
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import same_json
@@ -103,10 +104,17 @@ def run_surplus(context: Context, task: SurplusTask) -> list[RecordDifference]:
 
 
 def _key_of_row(mapping: Mapping[Any], row: Row) -> str:
+    """Return the key of the record that a row looks like; where it looks like none, the row's own key."""
     try:
-        return key_text(mapping.key(mapping.restore(row, {})))
+        key = mapping.key(mapping.restore(row, {}))
     except UnrestorableError:
-        return key_text(tuple(row[i] for i in mapping.key_columns))  # type: ignore[misc]
+        key = (None,)
+    if None not in key:
+        return key_text(key)
+    columns = ((mapping.columns[i].type, row[i]) for i in mapping.key_columns)
+    return ", ".join(
+        uuid_text(value) if kind == "uuid" and isinstance(value, bytes) else str(value) for kind, value in columns
+    )
 
 
 class _Comparison:
