@@ -34,6 +34,10 @@ from iceburg.sources.access import OpenStores
 
 TaskT = TypeVar("TaskT")
 _PR_SET_PDEATHSIG: Final = 1
+# glibc's malloc.h
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_BUFFER_SIZE: Final = 256 * 1024
 _POLL: Final = 0.2
 
 
@@ -149,7 +153,12 @@ def _start_worker(dsn: str, names: SchemaNames, stop: Any, events: Any, parent: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if hasattr(libc, "mallopt"):
+            # The buffers of a batch go back to the system with it, instead of leaving holes of their size.
+            libc.mallopt(_M_MMAP_THRESHOLD, _BUFFER_SIZE)
+            libc.mallopt(_M_TRIM_THRESHOLD, _BUFFER_SIZE)
     else:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if os.getppid() != parent:
