@@ -6,6 +6,7 @@ from psycopg import sql
 
 from iceburg.database.schema import PLAN_TABLES
 from iceburg.migration.indexes import INDEXES, check_dimension, has_trigrams, vector_index
+from iceburg.migration.keys import end_load
 from iceburg.migration.run import Run, Work
 from iceburg.migration.structure import add_foreign_keys, complete_table, loosen
 from iceburg.migration.tasks import IndexTask, run_index
@@ -20,6 +21,7 @@ def complete_stores(run: Run, workers: Workers, work: list[Work]) -> None:
         if item.store.name not in run.problems:
             _complete_tables(run, item)
     _make_indexes(run, workers, work)
+    end_load(run)
     for item in work:
         if item.store.name in run.problems:
             continue

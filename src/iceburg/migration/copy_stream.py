@@ -20,6 +20,7 @@ from iceburg.database.target_table import TargetTable
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.mapping import Mapping, Row, UnmappableError
 from iceburg.migration.indexes import drop_limiting_indexes
+from iceburg.migration.keys import has_key
 from iceburg.migration.ledger import Chunk, Kept, Ledger, Stream
 from iceburg.records import Batch, DatasetReader, Key
 
@@ -86,6 +87,7 @@ class CopyStream:
         """
         started = time.monotonic()
         written = 0
+        self._keyed = has_key(self._connection, self._target.identifier)
         try:
             position, number = self._stream.after, -1
             if self._stream.refreshing:
@@ -225,7 +227,11 @@ class CopyStream:
         payload, kept = self._render(records)
         try:
             with self._connection.transaction():
-                self._replace(records, payload, kept)
+                if self._keyed:
+                    self._replace(records, payload, kept)
+                else:
+                    self._target.copy(self._connection, payload)
+                    self._ledger.keep(self._dataset.dataset_id, kept)
         except psycopg.Error as error:
             if not is_fault_of_a_row(error):
                 raise
@@ -237,7 +243,7 @@ class CopyStream:
             reason = f"PostgreSQL: {error.diag.message_primary or error}"
             entry = (self._key(records[0]), self._mapping.pack(records[0]), reason)
             with self._connection.transaction():
-                key = self._mapping.row_key(records[0])
+                key = self._mapping.row_key(records[0]) if self._keyed else None
                 self._target.delete(self._connection, [] if key is None else [key])
                 self._ledger.keep(self._dataset.dataset_id, Kept(quarantine=[entry]))
 

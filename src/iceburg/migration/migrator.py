@@ -21,13 +21,14 @@ from iceburg.database.schema import SchemaNames, apply_schema
 from iceburg.errors import IceburgError, SourceError, TargetError
 from iceburg.migration import statements
 from iceburg.migration.completion import complete_stores
+from iceburg.migration.keys import defer_keys, keyless_tables
 from iceburg.migration.ledger import Ledger
 from iceburg.migration.preparation import prepare_store
 from iceburg.migration.report import MigrationReport, Problem
 from iceburg.migration.run import Listener, Options, Run, Work
 from iceburg.migration.session import connect_writer
 from iceburg.migration.summary import build_report
-from iceburg.migration.tasks import SettleTask, StreamTask, run_settle, run_stream
+from iceburg.migration.tasks import KeyTask, SettleTask, StreamTask, run_key, run_settle, run_stream
 from iceburg.migration.worker import Outcome, StoppedError, Workers
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores
@@ -178,18 +179,21 @@ class Migrator:
                     work.append(prepared)
         return work
 
-    def _fail(self, store: str, problem: str) -> None:
-        self._run.problems[store] = problem
-        self._listener.phase(f"{store}: {problem}")
-
     def _load(self, workers: Workers, stores: OpenStores, work: list[Work]) -> None:
         pending = list(work)
+        defer_keys(self._run, work)
+        if any(self._is_refreshing(item) for item in work):
+            self._make_keys(workers)
         for _ in range(_ROUNDS):
             self._expect(stores, pending)
             self._copy(workers, pending)
+            moved = self._make_keys(workers)
             self._settle(workers, pending)
             changed = [
-                item for item in pending if item.store.name not in self._run.problems and self._has_changed(item)
+                item
+                for item in pending
+                if item.store.name not in self._run.problems
+                and (self._has_changed(item) or any(d.target_table in moved for d in item.datasets))
             ]
             if not changed:
                 return
@@ -210,6 +214,24 @@ class Migrator:
                 item.store.name,
                 "it is being written to; what was read is in PostgreSQL. Run migrate again when the application rests.",
             )
+
+    def _is_refreshing(self, item: Work) -> bool:
+        """Whether rows of a store are to be written over, which takes their key."""
+        return any(
+            stream.refreshing for dataset in item.datasets for stream in self._run.ledger.streams(dataset.dataset_id)
+        )
+
+    def _make_keys(self, workers: Workers) -> set[str]:
+        """Make the primary keys that are missing; return the tables whose records have to be read again."""
+        tables = keyless_tables(self._run.connection, self._run.names)
+        moved = set()
+        for outcome in workers.run(run_key, [KeyTask(table) for table in tables]):
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.result:
+                moved.add(outcome.task.table)
+                self._listener.phase(f"{outcome.task.table}: records moved while they were read; they are read again")
+        return moved
 
     def _has_changed(self, item: Work) -> bool:
         try:

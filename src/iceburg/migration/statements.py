@@ -32,6 +32,13 @@ OR EXISTS (SELECT FROM pg_type t WHERE t.typnamespace = n.oid)
 OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = n.oid)
 """
 
+HAS_KEY: Final[LiteralString] = "SELECT 1 FROM pg_index WHERE indrelid = %s::text::regclass AND indisunique LIMIT 1"
+SELECT_KEYLESS: Final[LiteralString] = """
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = ANY(%s)
+AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p') ORDER BY 1
+"""
+
 INSERT_STREAM: Final[LiteralString] = """
 INSERT INTO {state}.streams (dataset_id, stream, after_key, upto_key) VALUES (%s, %s, %s, %s)
 """
@@ -60,6 +67,11 @@ INSERT INTO {state}.chunks (dataset_id, stream, chunk, last_key, rows, bytes, di
 VALUES (%(dataset_id)s, %(stream)s, %(chunk)s, %(last_key)s, %(rows)s, %(bytes)s, %(digest)s)
 ON CONFLICT (dataset_id, stream, chunk)
 DO UPDATE SET last_key = EXCLUDED.last_key, rows = EXCLUDED.rows, bytes = EXCLUDED.bytes, digest = EXCLUDED.digest
+"""
+# No digest is empty: each chunk of these datasets will be found changed.
+FORGET_DIGESTS: Final[LiteralString] = """
+UPDATE {state}.chunks c SET digest = '' FROM {state}.datasets d
+WHERE d.dataset_id = c.dataset_id AND d.target_table = %s
 """
 SUM_CHUNKS: Final[LiteralString] = """
 SELECT dataset_id, sum(rows)::bigint, sum(bytes)::bigint FROM {state}.chunks GROUP BY dataset_id

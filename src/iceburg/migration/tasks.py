@@ -11,6 +11,7 @@ from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.mappings.identity import key_text
 from iceburg.migration.copy_stream import CopyStream
 from iceburg.migration.indexes import IndexPlan, make_index
+from iceburg.migration.keys import make_key
 from iceburg.migration.ledger import Ledger, Stream
 from iceburg.migration.losses import describe_losses
 from iceburg.migration.worker import Advance, Context
@@ -48,6 +49,13 @@ class IndexTask:
     what: str
     plan: IndexPlan | None = None
     statement: sql.Composed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTask:
+    """Give a table its primary key."""
+
+    table: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +133,23 @@ def remove_gone(context: Context, task: SettleTask) -> int:
         target.close_seen(connection)
 
 
+def run_key(context: Context, task: KeyTask) -> bool:
+    """Give a table its primary key; return whether records were there twice."""
+    _prepare_build(context)
+    return make_key(context.connection, context.names, task.table)
+
+
 def run_index(context: Context, task: IndexTask) -> str | None:
     """Make an index."""
-    context.stop_if_asked()
-    # Set for the session of the worker: an index build is what this memory is for.
-    context.connection.execute("SET maintenance_work_mem = '128MB'")
+    _prepare_build(context)
     if task.plan is not None:
         make_index(context.connection, context.names, task.plan)
     if task.statement is not None:
         context.connection.execute(task.statement)
     return None
+
+
+def _prepare_build(context: Context) -> None:
+    context.stop_if_asked()
+    # Set for the session of the worker: an index build is what this memory is for.
+    context.connection.execute("SET maintenance_work_mem = '128MB'")
