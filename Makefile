@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench kill-campaign clean
+.PHONY: demo test lint types check bench kill-campaign kill-campaign-each clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -32,6 +32,10 @@ bench: $(VENV)/.installed
 # Twenty kills at random moments of a large migration, and of bringing it up to date; about a quarter of an hour.
 kill-campaign: $(VENV)/.installed
 	$(BIN)/python -m tests.faults.kill_campaign --entities 1500000 --kills 20
+
+# Twenty migrations, each killed once, run to the end and verified; about an hour.
+kill-campaign-each: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.kill_campaign --entities 1500000 --kills 20 --each --matrix-only
 
 clean:
 	rm -rf $(VENV) build dist

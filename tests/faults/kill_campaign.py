@@ -2,7 +2,8 @@
 
 ``python -m tests.faults.kill_campaign --entities 1500000 --kills 20`` generates an installation, kills its migration at
 random moments by SIGKILL, runs it to the end, verifies every record, then changes the sources and does it again with
-the refresh. Exit status 0: identical both times, nothing twice, nothing missing.
+the refresh. With ``--each``, every kill is of a migration of its own, which is then run to the end and verified. Exit
+status 0: identical every time, nothing twice, nothing missing.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
 
 from iceburg.database.embedded import EmbeddedServer
 from iceburg.demo.generator import generate
 from tests.conftest import make_server_home, remove_server_home
 from tests.faults.test_kill import assert_no_duplicates, children, wait_until_gone
-from tests.support import assert_identical, change, rows, run_to_the_end, start_program, verify
+from tests.support import assert_identical, change, rows, run_sql, run_to_the_end, start_program, verify
 
 _CHANGES = """
 UPDATE entities SET name = name || ' again' WHERE rowid % 1000 = 1;
@@ -48,6 +53,8 @@ def main() -> int:
     parser.add_argument("--entities", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--each", action="store_true", help="a migration from the beginning for each kill")
+    parser.add_argument("--matrix-only", action="store_true", help="generate nothing but the Matrix store")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="where the installation is written; by default a temporary directory")
     given = parser.parse_args()
@@ -56,10 +63,18 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="iceburg-campaign-", dir=given.data) as folder:
             directory = Path(folder) / "data"
             say(f"writing {given.entities:,} entities")
-            total = generate(directory, entities=given.entities, seed=given.seed).records
+            total = generate(directory, entities=given.entities, seed=given.seed, **_parts(given.matrix_only)).records
             server = EmbeddedServer(home)
             dsn = server.database_for(directory)
             rng = random.Random(given.seed)
+            if given.each:
+                for number in range(1, given.kills + 1):
+                    say(f"migration {number} of {given.kills}")
+                    moment = Moment(int(min(rng.uniform(0, 8 / 7), 1) * total), rng.uniform(0, 2))
+                    campaign(dsn, directory, [moment], given.jobs)
+                    empty(dsn)
+                say("identical every time")
+                return 0
             # One in eight falls among the constraints and indexes.
             shares = sorted(rng.uniform(0, 8 / 7) for _ in range(given.kills))
             say(f"migrating {total:,} records")
@@ -75,6 +90,11 @@ def main() -> int:
     return 0
 
 
+def _parts(matrix_only: bool) -> dict[str, Any]:
+    rest = ("conversations", "research", "metadata_rows", "vectors", "lines")
+    return dict.fromkeys(rest, 0) if matrix_only else {}
+
+
 def campaign(dsn: str, directory: Path, moments: Sequence[Moment], jobs: int) -> None:
     """Kill a migration at some moments, run it to the end and verify it."""
     for number, moment in enumerate(moments, 1):
@@ -88,6 +108,14 @@ def campaign(dsn: str, directory: Path, moments: Sequence[Moment], jobs: int) ->
     assert_identical(verify(dsn, directory, jobs=jobs))
     assert_no_duplicates(dsn)
     say("every record verified")
+
+
+def empty(dsn: str) -> None:
+    """Take everything out of a database again."""
+    run_sql(dsn, "DROP SCHEMA IF EXISTS iceburg_migration, public CASCADE; CREATE SCHEMA public")
+    for (name,) in rows(dsn, "SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema|public)'"):
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
 
 
 def kill_at(dsn: str, directory: Path, moment: Moment, jobs: int) -> bool:
