@@ -30,12 +30,12 @@ from iceburg.database.catalogue import build_mapping
 from iceburg.database.connection import check_server, connect
 from iceburg.database.copy_format import HEADER, TRAILER
 from iceburg.database.embedded import EmbeddedServer
+from iceburg.database.indexes import INDEXES, has_trigrams, make_index
+from iceburg.database.plan import define_table
 from iceburg.database.schema import apply_schema, schema_names
 from iceburg.database.target_table import TargetTable
 from iceburg.demo.generator import generate
 from iceburg.mappings.mapping import UnmappableError
-from iceburg.migration.indexes import INDEXES, has_trigrams, make_index
-from iceburg.migration.plan import define_table
 from iceburg.sources.sqlite import SqliteFile
 
 _PIECE = 1 << 18

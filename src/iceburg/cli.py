@@ -18,10 +18,10 @@ from iceburg import __version__, console
 from iceburg.config import load_settings
 from iceburg.database.connection import Target, resolve_target
 from iceburg.database.embedded import EmbeddedServer
+from iceburg.database.indexes import VECTOR_INDEXES
 from iceburg.database.schema import schema_names
 from iceburg.errors import IceburgError, TargetError, UsageError
 from iceburg.migration.forget import forget_source
-from iceburg.migration.indexes import VECTOR_INDEXES
 from iceburg.migration.inspection import inspect as inspect_stores
 from iceburg.migration.migrator import Migrator
 from iceburg.migration.report import MigrationReport

@@ -11,11 +11,7 @@ from typing import Any
 
 import pytest
 
-from iceburg.mappings.codecs import CODECS
-from iceburg.mappings.mapping import UnmappableError
-from iceburg.mappings.sqlite_record import SqliteRecord
-from iceburg.mappings.table import ColumnPlan, TableMapping
-from iceburg.migration.census import (
+from iceburg.database.census import (
     ColumnCensus,
     affinity,
     choose_codec,
@@ -26,6 +22,10 @@ from iceburg.migration.census import (
     plan_columns,
     take_census,
 )
+from iceburg.mappings.codecs import CODECS
+from iceburg.mappings.mapping import UnmappableError
+from iceburg.mappings.sqlite_record import SqliteRecord
+from iceburg.mappings.table import ColumnPlan, TableMapping
 from iceburg.records import Value
 from iceburg.sources.sqlite import SqliteFile
 from iceburg.sources.sqlite_schema import Column, Table

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from iceburg.migration.names import LIMIT, column_names, schema_name, shorten, unique
+from iceburg.database.names import LIMIT, column_names, schema_name, shorten, unique
 from tests.strategies import TEXTS, text_of
 
 NAMES = TEXTS | st.sampled_from(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from psycopg import sql
 
+from iceburg.database.indexes import INDEXES, check_dimension, has_trigrams, vector_index
 from iceburg.database.schema import PLAN_TABLES
-from iceburg.migration.indexes import INDEXES, check_dimension, has_trigrams, vector_index
+from iceburg.database.structure import add_foreign_keys, complete_table, loosen
 from iceburg.migration.keys import end_load
 from iceburg.migration.run import Run, Work
-from iceburg.migration.structure import add_foreign_keys, complete_table, loosen
 from iceburg.migration.tasks import IndexTask, run_index
 from iceburg.migration.worker import Workers
 

@@ -16,10 +16,10 @@ import psycopg
 from psycopg import errors
 
 from iceburg.database.catalogue import Dataset
+from iceburg.database.indexes import drop_limiting_indexes
 from iceburg.database.target_table import TargetTable
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.mapping import Mapping, Row, UnmappableError
-from iceburg.migration.indexes import drop_limiting_indexes
 from iceburg.migration.keys import has_key
 from iceburg.migration.ledger import Chunk, Kept, Ledger, Stream
 from iceburg.records import Batch, DatasetReader, Key

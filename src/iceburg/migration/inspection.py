@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from iceburg.database.catalogue import build_mapping
+from iceburg.database.plan import PlannedDataset, plan_store
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import SourceError
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.mapping import UnmappableError
-from iceburg.migration.plan import PlannedDataset, plan_store
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores
 

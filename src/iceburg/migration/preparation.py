@@ -7,13 +7,13 @@ from typing import Any, Final
 from psycopg.types.json import Jsonb
 
 from iceburg.database.catalogue import Dataset, Source
+from iceburg.database.indexes import drop_collection_structure
+from iceburg.database.plan import PlannedDataset, StorePlan, plan_store
+from iceburg.database.structure import create_table, loosen
 from iceburg.errors import SourceError
 from iceburg.migration import statements
-from iceburg.migration.indexes import drop_collection_structure
-from iceburg.migration.plan import PlannedDataset, StorePlan, plan_store
 from iceburg.migration.removal import remove_dataset
 from iceburg.migration.run import Run, Work
-from iceburg.migration.structure import create_table, loosen
 from iceburg.records import DatasetReader, Key, Store
 from iceburg.sources.access import OpenStores
 from iceburg.sources.fingerprint import fingerprint

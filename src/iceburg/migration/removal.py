@@ -5,10 +5,10 @@ from __future__ import annotations
 import psycopg
 
 from iceburg.database.catalogue import Catalogue, Dataset
+from iceburg.database.indexes import drop_collection_structure
 from iceburg.database.schema import SchemaNames
+from iceburg.database.structure import drop_table
 from iceburg.migration import statements
-from iceburg.migration.indexes import drop_collection_structure
-from iceburg.migration.structure import drop_table
 
 
 def remove_dataset(connection: psycopg.Connection, names: SchemaNames, dataset: Dataset) -> None:

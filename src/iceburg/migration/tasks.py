@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from iceburg.database.catalogue import Catalogue, Dataset
+from iceburg.database.indexes import IndexPlan, make_index
+from iceburg.database.losses import describe_losses
 from iceburg.mappings.identity import key_text
 from iceburg.migration.copy_stream import CopyStream
-from iceburg.migration.indexes import IndexPlan, make_index
 from iceburg.migration.keys import make_key
 from iceburg.migration.ledger import Ledger, Stream
-from iceburg.migration.losses import describe_losses
 from iceburg.migration.worker import Advance, Context
 from iceburg.records import Store
 from iceburg.sources.access import ReportsLosses

@@ -14,10 +14,10 @@ import psycopg
 from psycopg import sql
 
 from iceburg.database.catalogue import Dataset
+from iceburg.database.names import shorten, unique
 from iceburg.errors import SourceError
 from iceburg.mappings.codecs import CODECS
 from iceburg.mappings.table import ROWID_COLUMN
-from iceburg.migration.names import shorten, unique
 
 _TOO_LONG: Final = "a value is too long for an index"
 _NUMBER: Final = re.compile(r"\A\s*[+-]?\d+(\.\d+)?([eE][+-]?\d+)?\s*\Z")

@@ -12,13 +12,13 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from iceburg.database.catalogue import Definition
+from iceburg.database.census import choose_codec, choose_key, misfits, plan_columns, take_census
+from iceburg.database.losses import describe_losses
+from iceburg.database.names import column_names, schema_name, unique
 from iceburg.database.schema import SchemaNames
 from iceburg.mappings.conversations import REQUIRED
 from iceburg.mappings.document import ENTITIES, RELATIONSHIPS
 from iceburg.mappings.table import ROWID_COLUMN
-from iceburg.migration.census import choose_codec, choose_key, misfits, plan_columns, take_census
-from iceburg.migration.losses import describe_losses
-from iceburg.migration.names import column_names, schema_name, unique
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores, dataset_name, name_collections
 from iceburg.sources.sqlite_rows import TableReader
