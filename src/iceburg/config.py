@@ -22,12 +22,35 @@ _ACCEPTED = {
     "ICEBURG_POOL_MIN": "a whole number from 0 to 1000, not above ICEBURG_POOL_MAX",
     "ICEBURG_POOL_MAX": "a whole number from 1 to 1000",
     "ICEBURG_CONNECT_TIMEOUT": "a number of seconds from 1 to 3600",
+    "ICEBURG_DATA_DIR": "the directory in which the application keeps its files",
+    "ICEBURG_USE_POSTGRES": "true, 1, yes, on, false, 0, no or off",
+    "ICEBURG_DUAL_WRITE": "true, 1, yes, on, false, 0, no or off",
+    "ICEBURG_FLAG_FILE": "the path of a file that holds true or false",
+    "ICEBURG_SHADOW_READS": "a share from 0 to 1, such as 0.01",
+    "ICEBURG_SCHEMA_NAME": "the name of a schema, as given to `--schema`",
 }
 # Every option of libpq whose value is a secret.
 _SECRETS = "password|sslpassword|scram_client_key|scram_server_key|oauth_client_secret"
 _SECRET_IN_KEYWORDS = re.compile(rf"(\b(?:{_SECRETS})\s*=\s*)(?:'(?:[^'\\]|\\.)*(?:'|\Z)|(?:\\.|[^\s\\])*)", re.DOTALL)
 _SECRET_IN_QUERY = re.compile(rf"([?&](?:{_SECRETS})=)[^&]*")
 _SCHEME = re.compile(r"\A\s*[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+_FLAG_WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def parse_flag(text: str) -> bool:
+    """Read a flag: true, 1, yes, on, or false, 0, no, off, in any case.
+
+    Raises
+    ------
+    ValueError
+        It is another word.
+    """
+    try:
+        return _FLAG_WORDS[text.strip().lower()]
+    except KeyError:
+        raise ValueError(f"{text.strip()[:40]!r} is not a flag: use true or false") from None
 
 
 def default_home() -> Path:
@@ -50,6 +73,18 @@ class Settings(BaseSettings):
         ICEBURG_POOL_MIN, ICEBURG_POOL_MAX: connections that a pool keeps open, and may open.
     connect_timeout
         ICEBURG_CONNECT_TIMEOUT: seconds to wait for a server to answer.
+    data_dir
+        ICEBURG_DATA_DIR: where the application keeps its files; ``data`` in the current directory by default.
+    use_postgres
+        ICEBURG_USE_POSTGRES: the flag; a flag file, where there is one, has the last word.
+    dual_write
+        ICEBURG_DUAL_WRITE: whether writes go to the embedded stores too while the flag is on.
+    flag_file
+        ICEBURG_FLAG_FILE: a file whose change running processes take up within a second.
+    shadow_reads
+        ICEBURG_SHADOW_READS: the share of reads that are compared with the other side.
+    schema_name
+        ICEBURG_SCHEMA_NAME: what was given to `migrate --schema`; None for ``public``.
     """
 
     model_config = SettingsConfigDict(
@@ -61,6 +96,17 @@ class Settings(BaseSettings):
     pool_min: int = Field(default=1, ge=0, le=1000)
     pool_max: int = Field(default=10, ge=1, le=1000)
     connect_timeout: float = Field(default=10.0, ge=1, le=3600)
+    data_dir: Path = Path("data")
+    use_postgres: bool = False
+    dual_write: bool = True
+    flag_file: Path | None = None
+    shadow_reads: float = Field(default=0.0, ge=0, le=1)
+    schema_name: str | None = None
+
+    @field_validator("use_postgres", "dual_write", mode="before")
+    @classmethod
+    def _flag_is_a_word(cls, value: object) -> object:
+        return parse_flag(value) if isinstance(value, str) else value
 
     @field_validator("home")
     @classmethod
