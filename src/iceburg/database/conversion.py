@@ -1,4 +1,4 @@
-"""Records of the application's own tables as values of `iceburg.database.protocol`, and back; the same on both sides."""
+"""Records of the application as values of `iceburg.database.protocol`, and back; the same on both sides."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def json_value(text: Value) -> Any:
 
 def now_local() -> str:
     """Return the time as ICEBURG stamps an exchange: local, ISO 8601 with microseconds."""
-    return datetime.now().isoformat(timespec="microseconds")  # noqa: DTZ005 - the application's own form
+    return datetime.now().isoformat(timespec="microseconds")
 
 
 def now_utc() -> str:

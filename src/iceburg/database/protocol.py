@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 Distance: TypeAlias = Literal["cosine", "l2", "ip"]
-"""``cosine`` is 1 - cosine similarity, ``l2`` the *squared* Euclidean distance, ``ip`` is 1 - inner product: Chroma's."""
+"""Chroma's: ``cosine`` is 1 - similarity, ``l2`` the *squared* Euclidean distance, ``ip`` is 1 - inner product."""
 
 Vector: TypeAlias = Sequence[float]
 Where: TypeAlias = Mapping[str, Any]
