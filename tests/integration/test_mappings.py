@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from iceburg.database.connection import connect
+from iceburg.database.kept import pack_value, unpack_value
 from iceburg.database.schema import SchemaNames, apply_schema, schema_names
 from iceburg.database.structure import create_table
 from iceburg.database.target_table import TargetTable, prepare_loaders
@@ -25,7 +26,6 @@ from iceburg.mappings.mapping import Mapping, Row, UnmappableError
 from iceburg.mappings.sqlite_record import RecordShape, SqliteRecord
 from iceburg.mappings.table import ColumnPlan, TableMapping
 from iceburg.mappings.telemetry import TelemetryMapping
-from iceburg.migration.ledger import pack_value, unpack_value
 from iceburg.records import ChromaRecord, Line, Value
 from tests.strategies import (
     CHROMA_RECORDS,

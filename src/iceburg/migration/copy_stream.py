@@ -17,11 +17,13 @@ from psycopg import errors
 
 from iceburg.database.catalogue import Dataset
 from iceburg.database.indexes import drop_limiting_indexes
+from iceburg.database.kept import Kept
+from iceburg.database.record_writer import is_fault_of_a_row
 from iceburg.database.target_table import TargetTable
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.mapping import Mapping, Row, UnmappableError
 from iceburg.migration.keys import has_key
-from iceburg.migration.ledger import Chunk, Kept, Ledger, Stream
+from iceburg.migration.ledger import Chunk, Ledger, Stream
 from iceburg.records import Batch, DatasetReader, Key
 
 Progress = Callable[[int, int], None]
@@ -246,12 +248,3 @@ class CopyStream:
                 key = self._mapping.row_key(records[0]) if self._keyed else None
                 self._target.delete(self._connection, [] if key is None else [key])
                 self._ledger.keep(self._dataset.dataset_id, Kept(quarantine=[entry]))
-
-
-def is_fault_of_a_row(error: psycopg.Error) -> bool:
-    """Whether an error says that a row cannot be held, as opposed to that the server cannot work.
-
-    Classes of SQLSTATE: 22 data exception, 23 integrity constraint violation, 54 program limit exceeded (such as a key
-    too long for its index).
-    """
-    return (error.sqlstate or "")[:2] in ("22", "23", "54")

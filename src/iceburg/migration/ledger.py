@@ -7,28 +7,24 @@ position.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 from psycopg.types.json import Jsonb
 
-from iceburg.database.copy_format import ENCODERS, HEADER, TRAILER, render
+from iceburg.database.kept import SELECT_ORIGINALS, Kept, forget_kept, keep, unpack_value
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import TargetError
-from iceburg.mappings.codecs import storage_class
 from iceburg.mappings.mapping import Original
 from iceburg.migration import statements
-from iceburg.records import Key, Value, decode_key, encode_key
+from iceburg.records import Key, decode_key, encode_key
 
 # The server ends the session of a run that was killed within a second or two: see `session.connect_writer`.
 _PATIENCE: Final = 5.0
 _POLL: Final = 0.2
-_ORIGINAL_TYPES = tuple(ENCODERS[t] for t in ("integer", "text", "text", "text", "bytea", "text"))
-_QUARANTINE_TYPES = tuple(ENCODERS[t] for t in ("integer", "text", "bytea", "text"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,40 +55,6 @@ class Chunk:
     last: Key
     rows: int
     digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What one batch leaves beside its rows: originals and quarantined records, by record key."""
-
-    originals: list[tuple[str, Original]] = field(default_factory=list)
-    quarantine: list[tuple[str, bytes, str]] = field(default_factory=list)
-
-    def digest_into(self, digest: hashlib.blake2b) -> None:
-        """Add it to a chunk's digest."""
-        for key, original in self.originals:
-            digest.update(repr((key, original.field, original.value)).encode())
-        for key, record, _ in self.quarantine:
-            digest.update(repr((key, record)).encode())
-
-
-def pack_value(value: Value) -> bytes | None:
-    """Write a value as the bytes that `originals` keeps: text as its bytes, numbers as decimal text."""
-    if value is None or isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
-    return repr(value).encode()
-
-
-def unpack_value(kind: str, raw: bytes | None) -> Value:
-    """Read what `pack_value` wrote of a value of a storage class."""
-    if kind == "null" or raw is None:
-        return None
-    if kind == "blob":
-        return raw
-    text = raw.decode("utf-8", "surrogateescape")
-    return int(text) if kind == "integer" else float(text) if kind == "real" else text
 
 
 class Ledger:
@@ -221,30 +183,11 @@ class Ledger:
 
     def keep(self, dataset_id: int, kept: Kept) -> None:
         """Write originals and quarantined records."""
-        if kept.originals:
-            self._copy(
-                statements.COPY_ORIGINALS,
-                _ORIGINAL_TYPES,
-                (
-                    (dataset_id, key, o.field, storage_class(o.value), pack_value(o.value), o.reason)
-                    for key, o in kept.originals
-                ),
-            )
-        if kept.quarantine:
-            self._copy(
-                statements.COPY_QUARANTINE,
-                _QUARANTINE_TYPES,
-                ((dataset_id, key, record, reason) for key, record, reason in kept.quarantine),
-            )
-
-    def _copy(self, statement: Any, types: Any, rows: Iterable[Any]) -> None:
-        with self.connection.cursor() as cursor, cursor.copy(self.names.format(statement)) as stream:
-            stream.write(HEADER + render(rows, types) + TRAILER)
+        keep(self.connection, self.names, dataset_id, kept)
 
     def forget_kept(self, dataset_id: int, keys: Sequence[str]) -> None:
         """Remove what is kept of records that are about to be written again."""
-        for statement in (statements.DELETE_ORIGINALS, statements.DELETE_QUARANTINE):
-            self.connection.execute(self.names.format(statement), (dataset_id, list(keys)))
+        forget_kept(self.connection, self.names, dataset_id, keys)
 
     def kept_counts(self) -> dict[int, tuple[int, int]]:
         """Return the numbers of originals and of quarantined records, by dataset."""
@@ -255,7 +198,7 @@ class Ledger:
         """Return the originals of records, by record key and field."""
         found: dict[str, dict[str, Original]] = {}
         for key, name, kind, value, reason in self.connection.execute(
-            self.names.format(statements.SELECT_ORIGINALS), (dataset_id, list(keys))
+            self.names.format(SELECT_ORIGINALS), (dataset_id, list(keys))
         ):
             found.setdefault(key, {})[name] = Original(name, unpack_value(kind, value), reason)
         return found

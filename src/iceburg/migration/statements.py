@@ -83,18 +83,6 @@ UPDATE {state}.datasets d SET bytes = coalesce((SELECT sum(bytes) FROM {state}.c
 WHERE c.dataset_id = d.dataset_id), 0) WHERE dataset_id = %s
 """
 
-COPY_ORIGINALS: Final[LiteralString] = """
-COPY {state}.originals (dataset_id, record_key, field, storage_class, value, reason) FROM STDIN (FORMAT BINARY)
-"""
-COPY_QUARANTINE: Final[LiteralString] = """
-COPY {state}.quarantine (dataset_id, record_key, record, reason) FROM STDIN (FORMAT BINARY)
-"""
-DELETE_ORIGINALS: Final[LiteralString] = """
-DELETE FROM {state}.originals WHERE dataset_id = %s AND record_key = ANY(%s)
-"""
-DELETE_QUARANTINE: Final[LiteralString] = """
-DELETE FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY(%s)
-"""
 DELETE_UNSEEN_ORIGINALS: Final[LiteralString] = """
 DELETE FROM {state}.originals o WHERE dataset_id = %s
 AND NOT EXISTS (SELECT FROM pg_temp.iceburg_kept k WHERE k.record_key = o.record_key)
@@ -106,10 +94,6 @@ AND NOT EXISTS (SELECT FROM pg_temp.iceburg_kept k WHERE k.record_key = q.record
 SELECT_KEPT_KEYS: Final[LiteralString] = """
 SELECT record_key FROM {state}.originals WHERE dataset_id = %(id)s
 UNION SELECT record_key FROM {state}.quarantine WHERE dataset_id = %(id)s
-"""
-SELECT_ORIGINALS: Final[LiteralString] = """
-SELECT record_key, field, storage_class, value, reason FROM {state}.originals
-WHERE dataset_id = %s AND record_key = ANY(%s)
 """
 SELECT_QUARANTINE: Final[LiteralString] = """
 SELECT record_key, record, reason FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY(%s)

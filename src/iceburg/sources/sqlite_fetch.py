@@ -64,11 +64,12 @@ def fetch(
     size: int,
     encoding: str,
     flag: Condition | None = None,
+    max_bytes: int = BATCH_BYTES,
 ) -> Fetched:
     """Run the statements in turn until `size` rows are there; call it within a read transaction.
 
     `columns` is the SQL of what to select. `flag` is a condition that becomes false once and for all at some row; the
-    rows end before it.
+    rows end before it. The rows also end once their values have about `max_bytes`.
     """
     plain = encoding == "UTF-8"
     selected = list(columns)
@@ -85,21 +86,26 @@ def fetch(
         values = [value for condition in ((flag,) if flag else ()) for value in condition[1]]
         values += [value for _, bound in statement.conditions for value in bound]
         queries.append((sql, tuple(values)))
-    fetched = _fetch(connection, queries, size, flagged=flag is not None)
+    fetched = _fetch(connection, queries, size, max_bytes, flagged=flag is not None)
     if not plain:
         return Fetched([_from_utf16(row, encoding) for row in fetched.rows], fetched.finished, fetched.error)
     return fetched
 
 
 def _fetch(
-    connection: sqlite3.Connection, queries: Sequence[tuple[str, tuple[Value, ...]]], size: int, *, flagged: bool
+    connection: sqlite3.Connection,
+    queries: Sequence[tuple[str, tuple[Value, ...]]],
+    size: int,
+    max_bytes: int,
+    *,
+    flagged: bool,
 ) -> Fetched:
     # Decoding in Python is far slower, so only for a batch that needs it; row by row only up to a damaged page.
     attempts: tuple[tuple[int, Any], ...] = ((_CHUNK, str), (_CHUNK, lenient_text), (1, lenient_text))
     for chunk, connection.text_factory in attempts:
         rows: list[Row] = []
         try:
-            finished = _collect(connection, queries, size, chunk, flagged, rows)
+            finished = _collect(connection, queries, size, max_bytes, chunk, flagged, rows)
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", None)
             if code is None:  # text that is not UTF-8: said by the module, not by SQLite
@@ -117,6 +123,7 @@ def _collect(
     connection: sqlite3.Connection,
     queries: Sequence[tuple[str, tuple[Value, ...]]],
     size: int,
+    max_bytes: int,
     chunk_size: int,
     flagged: bool,
     rows: list[Row],
@@ -134,7 +141,7 @@ def _collect(
             else:
                 rows += chunk
             weight += sum([len(v) for row in chunk for v in row if v.__class__ is str or v.__class__ is bytes])
-            if len(rows) >= size or weight >= BATCH_BYTES:
+            if len(rows) >= size or weight >= max_bytes:
                 return False
     return True
 
