@@ -1,6 +1,6 @@
 """The change log of a SQLite file: triggers that note the key of every row written, whoever writes it.
 
-`_iceburg_changes(seq, tbl, op, k0 ... k7)` is in the file, so that a change and its entry commit together. ``k0`` is the
+`_iceburg_changes(seq, tbl, op, k0 ... k7)` is in the file, so that a change and its entry commit at once; ``k0`` is the
 rowid, the others are the columns of the primary key; what the row has become is read when the entry is applied.
 ``op`` is ``t`` (touched: written or deleted) or ``r`` (the whole table has to be read again).
 
@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from iceburg.database.sqlite_session import fetch_all
 from iceburg.errors import SourceError
 from iceburg.records import Value
 from iceburg.sources.sqlite_schema import Index, Table, describe
@@ -83,10 +84,10 @@ def log_state(connection: sqlite3.Connection) -> LogState | None:
     return None if row is None else LogState(row[0], row[1], row[2])
 
 
-def pending(connection: sqlite3.Connection, after: int) -> Iterator[Change]:
-    """Yield the entries after a position, in order."""
-    for seq, table, op, *key in connection.execute(_PENDING, (after,)):
-        yield Change(seq, table, op, tuple(key))
+def pending(connection: sqlite3.Connection, after: int) -> list[Change]:
+    """Return the entries after a position, in order."""
+    found = fetch_all(connection, _PENDING, (after,))[1]
+    return [Change(int(seq or 0), str(table), str(op), tuple(key)) for seq, table, op, *key in found]
 
 
 def count_pending(connection: sqlite3.Connection, after: int) -> int:
@@ -94,15 +95,30 @@ def count_pending(connection: sqlite3.Connection, after: int) -> int:
     return int(connection.execute("SELECT count(*) FROM _iceburg_changes WHERE seq > ?", (after,)).fetchone()[0])
 
 
-def prune(connection: sqlite3.Connection, through: int, limit: int = 1_000) -> int:
-    """Delete up to `limit` entries up to a position, in a transaction of its own; return how many."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        count = connection.execute(_PRUNE, (through, limit)).rowcount
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+def prune(connection: sqlite3.Connection, through: int, limit: int) -> int:
+    """Delete up to `limit` entries up to a position, within the caller's write transaction; return how many."""
+    return connection.execute(_PRUNE, (through, limit)).rowcount
+
+
+def table_names(connection: sqlite3.Connection, where: str) -> tuple[str, ...]:
+    """Return the tables whose changes are logged."""
+    return tuple(table.name for table in _tables(connection, where))
+
+
+def tables_by_rowid(connection: sqlite3.Connection, where: str) -> tuple[str, ...]:
+    """Return the tables whose records are known by a rowid that VACUUM may change."""
+    tables = _tables(connection, where)
+    return tuple(t.name for t in tables if t.integer_primary_key is None and not t.primary_key)
+
+
+def count_rows(connection: sqlite3.Connection, tables: tuple[str, ...], limit: int) -> int:
+    """Count rows of tables, no further than `limit`."""
+    count = 0
+    for name in tables:
+        counting = f"SELECT count(*) FROM (SELECT 1 FROM main.{quote(name)} LIMIT ?)"  # noqa: S608
+        count += connection.execute(counting, (limit - count,)).fetchone()[0]
+        if count >= limit:
+            break
     return count
 
 
@@ -163,7 +179,7 @@ def install(connection: sqlite3.Connection, where: str, basis: str, *, resync: b
     return tuple(fresh)
 
 
-def resync(connection: sqlite3.Connection, tables: Iterator[str] | tuple[str, ...]) -> None:
+def resync(connection: sqlite3.Connection, tables: Sequence[str]) -> None:
     """Enter tables as to be read whole, within the caller's write transaction."""
     connection.executemany("INSERT INTO _iceburg_changes (tbl, op) VALUES (?, 'r')", ((name,) for name in tables))
 

@@ -134,7 +134,7 @@ class ChangedRows:
 def read_changed(
     connection: sqlite3.Connection,
     tables: dict[str, TrackedTable],
-    changes: Iterator[Change],
+    changes: Sequence[Change],
     last: int,
     anew: Sequence[str] = (),
 ) -> ChangedRows:

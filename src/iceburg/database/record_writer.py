@@ -75,6 +75,10 @@ class RecordWriter:
             self._remove(gone[start : start + _BATCH])
         for start in range(0, len(records), _BATCH):
             self._remove(records[start : start + _BATCH])
+        self.append(records)
+
+    def append(self, records: Sequence[Any]) -> None:
+        """Write records that are not there."""
         for start in range(0, len(records), _BATCH):
             self._insert(records[start : start + _BATCH])
 

@@ -69,7 +69,9 @@ def _sqlite(path: Path) -> _Facts:
         except OSError as error:
             log["unreadable"] = error.strerror
         facts["wal"] = log
-    facts["journal"] = _file(path.with_name(path.name + "-journal"))
+    journal = _file(path.with_name(path.name + "-journal"))
+    # A journal of no bytes is what a writer leaves behind that truncates it instead of deleting it.
+    facts["journal"] = journal if journal is not None and journal.get("size") != 0 else None
     return facts
 
 

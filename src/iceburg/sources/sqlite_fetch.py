@@ -64,12 +64,12 @@ def fetch(
     size: int,
     encoding: str,
     flag: Condition | None = None,
-    max_bytes: int = BATCH_BYTES,
+    max_bytes: int | None = None,
 ) -> Fetched:
     """Run the statements in turn until `size` rows are there; call it within a read transaction.
 
     `columns` is the SQL of what to select. `flag` is a condition that becomes false once and for all at some row; the
-    rows end before it. The rows also end once their values have about `max_bytes`.
+    rows end before it. The rows also end once their values have about `max_bytes`, `BATCH_BYTES` by default.
     """
     plain = encoding == "UTF-8"
     selected = list(columns)
@@ -86,7 +86,7 @@ def fetch(
         values = [value for condition in ((flag,) if flag else ()) for value in condition[1]]
         values += [value for _, bound in statement.conditions for value in bound]
         queries.append((sql, tuple(values)))
-    fetched = _fetch(connection, queries, size, max_bytes, flagged=flag is not None)
+    fetched = _fetch(connection, queries, size, max_bytes or BATCH_BYTES, flagged=flag is not None)
     if not plain:
         return Fetched([_from_utf16(row, encoding) for row in fetched.rows], fetched.finished, fetched.error)
     return fetched
