@@ -1,8 +1,8 @@
 """PostgreSQL as the application uses it: a pool, datasets by name, and reads that know as of which position they are.
 
-Every read is one statement that also says where the source's position is, in the same snapshot. With a gate (dual write)
-the read counts only if that position is the file's own: so a process reads its own writes, and those of any other writer
-of the file, or learns that it has to ask SQLite.
+Every read is one statement that also says where the source's position is, in the same snapshot. With a gate (dual
+write) the read counts only if that position is the file's own: so a process reads its own writes, and those of any other
+writer of the file, or learns that it has to ask SQLite.
 """
 
 from __future__ import annotations
@@ -32,11 +32,8 @@ from iceburg.records import Value
 Columns: TypeAlias = dict[str, Value]
 _SCHEMA_CHANGED: Final = ("42P01", "42703", "0A000")
 
-_DATASET: Final[LiteralString] = """
-SELECT d.dataset_id FROM {state}.datasets d WHERE d.name = %s
-"""
-# The position is read in the same snapshot as the rows. `odd`: values that a condition or an order of ours would not see
-# as SQLite does.
+# The position is read in the same snapshot as the rows. `odd`: values that a condition or an order of ours would not
+# see as SQLite does.
 _READ: Final[LiteralString] = """
 SELECT p.log_id, p.position, p.epoch,
        EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = {dataset}) AS quarantined,
@@ -111,6 +108,7 @@ class PostgresSession:
         self._statement_timeout = statement_timeout
         self._bound: dict[str, Bound] = {}
         self._epochs: dict[int, int] = {}
+        self._statements: dict[tuple[str, str, tuple[str, ...]], bytes] = {}
         self._lock = threading.Lock()
         self.pool = ConnectionPool(
             dsn,
@@ -191,9 +189,10 @@ class PostgresSession:
     def forget(self) -> None:
         """Read the datasets anew when they are next asked for."""
         self._bound = {}
+        self._statements = {}
 
     def rows(
-        self, name: str, body: LiteralString | sql.Composed, parameters: Sequence[Any] = (), *, odd: Sequence[str] = ()
+        self, name: str, body: LiteralString, parameters: Sequence[Any] = (), *, odd: Sequence[str] = ()
     ) -> list[tuple[Any, ...]]:
         """Run a SELECT over a dataset's table and return its rows.
 
@@ -205,6 +204,8 @@ class PostgresSession:
             A SELECT; ``{table}`` stands for the table, ``{dataset}`` for its number, ``{columns}`` for the mapping's
             columns, qualified with ``t``. Parameters are $1, $2. It must order its rows, and give at least one column
             that is never NULL, first.
+        parameters
+            Values for $1, $2.
         odd
             Source fields on which the SELECT decides; where PostgreSQL holds a substitute for one of their values, the
             read is refused with a gate.
@@ -223,11 +224,17 @@ class PostgresSession:
 
         Parameters
         ----------
+        name
+            The dataset.
         tail
             What follows ``SELECT columns FROM table AS t WHERE owned AND``: a condition, an order, a limit.
+        parameters
+            Values for $1, $2.
+        odd
+            As for `rows`.
         """
-        body = sql.SQL("SELECT {columns} FROM {table} AS t WHERE {owned} AND ")
-        rows, bound, kept = self._read(name, sql.Composed([body, sql.SQL(tail)]), parameters, odd)
+        body: LiteralString = "SELECT {columns} FROM {table} AS t WHERE {owned} AND " + tail
+        rows, bound, kept = self._read(name, body, parameters, odd)
         originals: dict[str, dict[str, Value]] = {}
         mapping = bound.mapping
         if kept and rows:
@@ -244,7 +251,7 @@ class PostgresSession:
         return dict(zip(bound.columns, record[bound.width :], strict=True))
 
     def _read(
-        self, name: str, body: LiteralString | sql.Composed, parameters: Sequence[Any], odd: Sequence[str]
+        self, name: str, body: LiteralString, parameters: Sequence[Any], odd: Sequence[str]
     ) -> tuple[list[tuple[Any, ...]], Bound, bool]:
         for attempt in range(3):
             bound = self.bound(name)
@@ -276,27 +283,25 @@ class PostgresSession:
         if not held:
             raise BehindError("PostgreSQL does not hold all of it as it is", where=bound.dataset.name)
 
-    def _statement(self, bound: Bound, body: LiteralString | sql.Composed, odd: Sequence[str]) -> sql.Composed:
+    def _statement(self, bound: Bound, body: LiteralString, odd: Sequence[str]) -> bytes:
+        wanted = (bound.dataset.name, body, tuple(odd))
+        known = self._statements.get(wanted)
+        if known is not None:
+            return known
         dataset = bound.dataset
-        target = dataset.target()
-        columns = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in bound.mapping.columns)
+        owner = dataset.target().owner_column
         number = sql.Literal(dataset.dataset_id)
-        owner = "collection_id" if target.owner_column == "collection_id" else target.owner_column
-        owned = sql.SQL("TRUE") if owner is None else sql.SQL("{} = {}").format(sql.Identifier("t", owner), number)
-        text = body if isinstance(body, str) else "".join(_texts(body))
-        inner = sql.SQL(text).format(  # type: ignore[arg-type]
+        inner = sql.SQL(body).format(
             table=sql.Identifier(dataset.target_schema, dataset.target_table),
-            columns=columns,
+            columns=sql.SQL(", ").join(sql.Identifier("t", column.name) for column in bound.mapping.columns),
             dataset=number,
-            owned=owned,
+            owned=sql.SQL("TRUE") if owner is None else sql.SQL("{} = {}").format(sql.Identifier("t", owner), number),
         )
-        return self.names.format(
-            _READ,
-            dataset=number,
-            source=sql.Literal(dataset.source_id),
-            fields=sql.Literal(list(odd)),
-            body=inner,
+        statement = self.names.format(
+            _READ, dataset=number, source=sql.Literal(dataset.source_id), fields=sql.Literal(list(odd)), body=inner
         )
+        self._statements[wanted] = statement.as_bytes()
+        return self._statements[wanted]
 
     def write(self, name: str, records: Sequence[Any], gone: Sequence[Any] = ()) -> None:
         """Write records to a dataset and remove others, all or none, in a transaction of their own.
@@ -315,9 +320,3 @@ class PostgresSession:
         bound = self.bound(name)
         key = tuple(reading_key) or (None,) * bound.width
         return (*key, *(columns.get(column) for column in bound.columns))
-
-
-def _texts(body: sql.Composed) -> Iterator[str]:
-    for part in body:
-        assert isinstance(part, sql.SQL)  # noqa: S101 - a body is made of texts; names are put in by `_statement`
-        yield part.as_string(None)
