@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -43,6 +43,8 @@ class SqliteSession:
         Seconds to wait for the locks of other programs.
     prepare
         Called with each new connection, before anything else is done with it.
+    opening
+        Makes a context within which each connection is opened.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class SqliteSession:
         schema: str = "",
         busy_timeout: float = 5.0,
         prepare: Callable[[sqlite3.Connection], None] | None = None,
+        opening: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.path = path.absolute()
         self._schema = schema
         self._busy_timeout = busy_timeout
         self._prepare = prepare
+        self._opening = opening
         self._tables = self._tables_of_schema()
         self._refusal: str | None = None
         self._start()
@@ -237,14 +241,15 @@ class SqliteSession:
         self._make_file()
         for _ in range(_ATTEMPTS):
             identity = self._identity()
-            connection = sqlite3.connect(
-                self.path.as_uri() + "?mode=rw",
-                uri=True,
-                timeout=self._busy_timeout,
-                isolation_level=None,
-                check_same_thread=False,
-                cached_statements=_STATEMENTS,
-            )
+            with self._opening():
+                connection = sqlite3.connect(
+                    self.path.as_uri() + "?mode=rw",
+                    uri=True,
+                    timeout=self._busy_timeout,
+                    isolation_level=None,
+                    check_same_thread=False,
+                    cached_statements=_STATEMENTS,
+                )
             try:
                 if identity is not None and identity == self._identity():
                     self._set_up(connection)
@@ -284,7 +289,8 @@ class SqliteSession:
     def _tables_of_schema(self) -> frozenset[str]:
         if not self._schema:
             return frozenset()
-        connection = sqlite3.connect(":memory:")
+        with self._opening():
+            connection = sqlite3.connect(":memory:")
         try:
             if self._prepare is not None:
                 self._prepare(connection)
