@@ -7,10 +7,10 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from iceburg.database import fork_guard
 from iceburg.database.sqlite_failures import explained
@@ -19,6 +19,7 @@ from iceburg.records import Value
 from iceburg.sources.sqlite_fetch import lenient_text
 
 Row: TypeAlias = tuple[Value, ...]
+Parameters: TypeAlias = "Sequence[Value] | Mapping[str, Value]"
 _Identity: TypeAlias = tuple[int, int]
 
 _ATTEMPTS: Final = 5  # at a file that is replaced while we open it
@@ -132,16 +133,16 @@ class SqliteSession:
         finally:
             writer.release()
 
-    def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+    def select(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run one SELECT, in this thread's transaction if it has one, and return its rows."""
         return self._select(sql, parameters)[1]
 
-    def records(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Value]]:
+    def records(self, sql: str, parameters: Parameters = ()) -> list[dict[str, Value]]:
         """Run one SELECT as `select` does, and return its rows by the columns' names."""
         names, rows = self._select(sql, parameters)
         return [dict(zip(names, row, strict=True)) for row in rows]
 
-    def _select(self, sql: str, parameters: Sequence[Any]) -> tuple[list[str], list[Row]]:
+    def _select(self, sql: str, parameters: Parameters) -> tuple[list[str], list[Row]]:
         with fork_guard.active(), explained(self.path, self._busy_timeout):
             opened = self._current()
             if opened.busy:
@@ -363,7 +364,7 @@ class _Lease:
             self._idle.append(self.opened)
 
 
-def fetch_all(connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> tuple[list[str], list[Row]]:
+def fetch_all(connection: sqlite3.Connection, sql: str, parameters: Parameters = ()) -> tuple[list[str], list[Row]]:
     """Run a SELECT; return the names of its columns and its rows, bytes that are not UTF-8 as lone surrogates."""
     try:
         cursor = connection.execute(sql, parameters)
