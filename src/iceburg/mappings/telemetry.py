@@ -58,7 +58,7 @@ class TelemetryMapping:
     def __init__(self, dataset: str, dataset_id: int, stem: str) -> None:
         self._dataset_id = dataset_id
         self._identify = identify(dataset)
-        self._stem = usable_text(stem)[:TYPE_LENGTH]
+        self._stem = usable_type(stem)
 
     def key(self, record: Line) -> Key:
         """Return the byte offset: the same line twice is two records."""
@@ -70,20 +70,12 @@ class TelemetryMapping:
 
     def convert(self, record: Line) -> tuple[Row, Originals]:
         """Return the row and the original to keep, which is the whole line."""
-        text, document, reason = _parse(record)
+        text, document, reason = parse_line(record)
         if not isinstance(document, dict):
             raise UnmappableError("not a JSON object")
-        kind, time = self._type_and_time(document)
+        kind, time = type_and_time(document, self._stem)
         row = (self._identify(key_text((record.offset,))), self._dataset_id, record.offset, kind, text, time)
         return row, () if reason is None else (Original(LINE, record.raw, reason),)
-
-    def _type_and_time(self, document: dict[str, Any]) -> tuple[str, datetime | None]:
-        kind = document.get("event_type")
-        time = document.get("timestamp")
-        return (
-            usable_text(kind)[:TYPE_LENGTH] if isinstance(kind, str) else self._stem,
-            usable_datetime(value_of_number(time) if isinstance(time, Number) else time),
-        )
 
     def restore(self, row: Row, originals: Dictionary[str, Value]) -> Line:
         """Return the line; its number and terminator are not part of the row.
@@ -114,7 +106,7 @@ class TelemetryMapping:
 
     def derived(self, record: Line) -> tuple[tuple[int, PgValue], ...]:
         """Type and time are taken from the document."""
-        kind, time = self._type_and_time(_parse(record)[1])
+        kind, time = type_and_time(parse_line(record)[1], self._stem)
         return ((_TYPE, kind), (_TIME, time))
 
     def pack(self, record: Line) -> bytes:
@@ -134,8 +126,29 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _parse(record: Line) -> tuple[str, Any, str | None]:
-    """Return the ``jsonb`` text of a line, its parsed form, and the reason to keep the line itself."""
+def type_and_time(document: Dictionary[str, Any], stem: str) -> tuple[str, datetime | None]:
+    """Return the type and the time (naive UTC) of a line's object; `stem` is the type of one that names none."""
+    kind = document.get("event_type")
+    time = document.get("timestamp")
+    return (
+        usable_type(kind if isinstance(kind, str) else stem),
+        usable_datetime(value_of_number(time) if isinstance(time, Number) else time),
+    )
+
+
+def usable_type(kind: str) -> str:
+    """Return a type as the column holds it."""
+    return usable_text(kind)[:TYPE_LENGTH]
+
+
+def parse_line(record: Line) -> tuple[str, Any, str | None]:
+    """Return the ``jsonb`` text of a line, its parsed form, and the reason to keep the line itself.
+
+    Raises
+    ------
+    UnmappableError
+        It is not JSON, or nested too deeply.
+    """
     text = _text(record.raw)
     found = analyse(text)
     if found.reason == "invalid UTF-8":
