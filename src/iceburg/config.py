@@ -27,6 +27,7 @@ _ACCEPTED = {
     "ICEBURG_DUAL_WRITE": "true, 1, yes, on, false, 0, no or off",
     "ICEBURG_FLAG_FILE": "the path of a file that holds true or false",
     "ICEBURG_SHADOW_READS": "a share from 0 to 1, such as 0.01",
+    "ICEBURG_POSTGRES_TIMEOUT": "a number of seconds from 0.1 to 3600",
     "ICEBURG_SCHEMA_NAME": "the name of a schema, as given to `--schema`",
 }
 # Every option of libpq whose value is a secret.
@@ -83,6 +84,8 @@ class Settings(BaseSettings):
         ICEBURG_FLAG_FILE: a file whose change running processes take up within a second.
     shadow_reads
         ICEBURG_SHADOW_READS: the share of reads that are compared with the other side.
+    postgres_timeout
+        ICEBURG_POSTGRES_TIMEOUT: seconds that a call may wait for PostgreSQL while SQLite can answer instead.
     schema_name
         ICEBURG_SCHEMA_NAME: what was given to `migrate --schema`; None for ``public``.
     """
@@ -101,6 +104,7 @@ class Settings(BaseSettings):
     dual_write: bool = True
     flag_file: Path | None = None
     shadow_reads: float = Field(default=0.0, ge=0, le=1)
+    postgres_timeout: float = Field(default=2.0, ge=0.1, le=3600)
     schema_name: str | None = None
 
     @field_validator("use_postgres", "dual_write", mode="before")

@@ -23,6 +23,7 @@ from iceburg.database.changed_rows import ChangedRows, TrackedTable, read_change
 from iceburg.database.datasets import reconcile, set_constraints_aside
 from iceburg.database.positions import (
     BEING_MIGRATED,
+    Mark,
     Position,
     find_position,
     lock_position,
@@ -125,6 +126,22 @@ class SqliteApplier:
         assert position is not None  # noqa: S101 - written above
         return position
 
+    def arm(self) -> None:
+        """Arm the file if it is not; PostgreSQL is not needed for it.
+
+        Raises
+        ------
+        SourceError
+            The file cannot be armed.
+        """
+        if self._session_state() is None:
+            self._arm()
+
+    def mark(self) -> Mark | None:
+        """Return where the file is; None if it is not armed."""
+        state = self._session_state()
+        return None if state is None else Mark(state.log_id, state.last)
+
     def _session_state(self) -> change_log.LogState | None:
         return change_log.log_state(self._session.connection())
 
@@ -201,7 +218,11 @@ class SqliteApplier:
         redefined = version != position.structure
         if redefined:
             version = self._rearm(by_rowid=position.structure != "")
-            _, anew = reconcile(connection, self._names, self.store)
+            source, anew = reconcile(connection, self._names, self.store)
+            if not source.complete:
+                Catalogue(connection, self._names).update_source(
+                    source.source_id, fingerprint=None, complete=True, problem=None
+                )
         with self._lock:
             tables = self._tables_at(connection, position, anew=redefined)
         with self._session.reading() as file:

@@ -28,13 +28,19 @@ _MOVE: Final[LiteralString] = """
 UPDATE {state}.positions SET position = %s, structure = %s, epoch = epoch + %s, applied = applied + %s,
     applied_at = clock_timestamp() WHERE source_id = %s
 """
-_SUSPEND: Final[LiteralString] = """
-UPDATE {state}.positions SET log_id = '', epoch = epoch + 1 WHERE source_id = %s
-"""
+_DROP: Final[LiteralString] = "DELETE FROM {state}.positions WHERE source_id = %s"
 # Made durable, and with it every earlier commit: what is pruned after this cannot be needed again.
 _PRUNED: Final[LiteralString] = """
 UPDATE {state}.positions SET pruned = position WHERE source_id = %s AND log_id = %s RETURNING position
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a source is: the name of its log, and the number of the last change."""
+
+    log_id: str
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +104,9 @@ def move_position(
     connection.execute(names.format(_MOVE), (position, structure, int(redefined), applied, old.source_id))
 
 
-def suspend_position(connection: psycopg.Connection, names: SchemaNames, source_id: int) -> None:
-    """Have nothing applied until `set_position`."""
-    connection.execute(names.format(_SUSPEND), (source_id,))
+def drop_position(connection: psycopg.Connection, names: SchemaNames, source_id: int) -> None:
+    """Forget a position: the source has no log, and `attach` begins one from what was migrated."""
+    connection.execute(names.format(_DROP), (source_id,))
 
 
 def settle_position(connection: psycopg.Connection, names: SchemaNames, source_id: int, log_id: str) -> int | None:

@@ -21,6 +21,7 @@ from iceburg.config import mask_dsn
 from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.connection import configure_session, connection_options
 from iceburg.database.kept import originals_of
+from iceburg.database.positions import Mark
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.database.target_table import prepare_loaders
@@ -47,14 +48,6 @@ _HEAD: Final = 6
 
 class BehindError(TargetError):
     """PostgreSQL is not at the position that a read needs, or does not hold the source as SQLite does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """The position that a read needs: that of the file when it was asked."""
-
-    log_id: str
-    position: int
 
 
 Gate: TypeAlias = Callable[[str], Mark | None]

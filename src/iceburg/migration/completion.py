@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from psycopg import sql
 
+from iceburg.database.datasets import set_constraints_aside
 from iceburg.database.indexes import INDEXES, check_dimension, has_trigrams, vector_index
+from iceburg.database.positions import drop_position, set_position
 from iceburg.database.schema import PLAN_TABLES
 from iceburg.database.structure import add_foreign_keys, complete_table, loosen
 from iceburg.migration.keys import end_load
@@ -32,6 +34,12 @@ def complete_stores(run: Run, workers: Workers, work: list[Work]) -> None:
             run.catalogue.update_source(
                 item.source.source_id, fingerprint=item.fingerprint, complete=True, problem=None
             )
+            if item.log is None:
+                drop_position(run.connection, run.names, item.source.source_id)
+            else:
+                set_constraints_aside(run.connection, run.catalogue, item.source)
+                log = item.log
+                set_position(run.connection, run.names, item.source.source_id, log.log_id, log.position, "")
 
 
 def _complete_tables(run: Run, item: Work) -> None:

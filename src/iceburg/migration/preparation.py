@@ -7,8 +7,10 @@ from typing import Any, Final
 from psycopg.types.json import Jsonb
 
 from iceburg.database.catalogue import Dataset, Source
+from iceburg.database.change_log import log_state
 from iceburg.database.indexes import drop_collection_structure
 from iceburg.database.plan import PlannedDataset, StorePlan, plan_store
+from iceburg.database.positions import BEING_MIGRATED, Mark, set_position
 from iceburg.database.structure import create_table, loosen
 from iceburg.errors import SourceError
 from iceburg.migration import statements
@@ -35,6 +37,7 @@ def prepare_store(run: Run, stores: OpenStores, store: Store, *, again: bool = F
     if unchanged and not again:
         return None
     run.listener.phase(f"{store.name}: looking at what it holds")
+    log = _log(stores, store)
     known = {dataset.name: dataset for dataset in run.catalogue.datasets(source.source_id)}
     taken = {d.target_schema for d in run.catalogue.datasets() if d.source_id != source.source_id}
     taken |= _foreign_schemas(run)
@@ -49,11 +52,20 @@ def prepare_store(run: Run, stores: OpenStores, store: Store, *, again: bool = F
     refresh = source.fingerprint != print_of_store or again
     with run.connection.transaction():
         run.ledger.check_fence(run.fence)
+        # Waits for an applier that is at work; none begins until the store is complete.
+        set_position(run.connection, run.names, source.source_id, BEING_MIGRATED, 0, "")
         _take_in(run, stores, store, source, plan, known, refresh=refresh)
         run.catalogue.update_source(source.source_id, fingerprint=print_of_store, complete=False, problem=None)
         run.catalogue.describe_source(source.source_id, plan.description, plan.losses)
     sequences = {table["name"]: table["sequence"] for table in plan.description.get("tables", ())}
-    return Work(store, source, print_of_store, run.catalogue.datasets(source.source_id), sequences)
+    return Work(store, source, print_of_store, run.catalogue.datasets(source.source_id), sequences, log)
+
+
+def _log(stores: OpenStores, store: Store) -> Mark | None:
+    if store.kind != "sqlite":
+        return None
+    state = stores.sqlite(store)[0].run(log_state)
+    return None if state is None else Mark(state.log_id, state.last)
 
 
 def _foreign_schemas(run: Run) -> set[str]:

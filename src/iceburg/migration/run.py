@@ -8,6 +8,7 @@ from typing import Protocol
 import psycopg
 
 from iceburg.database.catalogue import Catalogue, Dataset, Source
+from iceburg.database.positions import Mark
 from iceburg.database.schema import SchemaNames
 from iceburg.migration.ledger import Ledger
 from iceburg.migration.report import Tally
@@ -107,6 +108,9 @@ class Work:
     ----------
     sequences
         SQLite's AUTOINCREMENT counters, by table.
+    log
+        Where the file's change log was before anything was read: what was written since is applied from there; None
+        where the file has none.
     """
 
     store: Store
@@ -114,3 +118,4 @@ class Work:
     fingerprint: str
     datasets: list[Dataset]
     sequences: dict[str, int | None]
+    log: Mark | None = None

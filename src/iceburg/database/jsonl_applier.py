@@ -1,0 +1,215 @@
+"""The applier of a JSONL file: the file is its own log, and the position is the offset behind the last finished line.
+
+Lines are only ever appended, so that any prefix of the file is a state that it was in. A file that was cut or replaced
+is read anew.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from iceburg.database.applier import Applied, NotReadyError
+from iceburg.database.catalogue import Catalogue, Dataset, Source
+from iceburg.database.datasets import reconcile
+from iceburg.database.positions import (
+    BEING_MIGRATED,
+    Mark,
+    Position,
+    find_position,
+    lock_position,
+    move_position,
+    set_position,
+)
+from iceburg.database.record_writer import RecordWriter
+from iceburg.database.schema import SchemaNames
+from iceburg.errors import SourceError
+from iceburg.records import Line, Store
+from iceburg.sources.fingerprint import fingerprint
+from iceburg.sources.jsonl import BOM
+
+MAX_BYTES_READ_WHOLE: Final = 64 << 20
+_PIECE: Final = 4 << 20
+_BACK: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class JsonlState:
+    """What a JSONL file is now.
+
+    Attributes
+    ----------
+    log_id
+        The file's identity: device and inode.
+    end
+        The offset behind its last finished line.
+    """
+
+    log_id: str
+    end: int
+
+
+def jsonl_state(path: Path) -> JsonlState | None:
+    """Return the state of a file; None if it is not there."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            end = status.st_size
+            while end > 0:
+                start = max(0, end - _BACK)
+                file.seek(start)
+                found = file.read(end - start).rfind(b"\n")
+                if found >= 0:
+                    end = start + found + 1
+                    break
+                end = start
+            return JsonlState(f"{status.st_dev}:{status.st_ino}", end)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error.strerror}", where=path.name) from error
+
+
+def read_lines(path: Path, start: int, end: int) -> tuple[list[Line], int]:
+    """Return the finished lines from an offset at which one begins, and the offset behind them; at most some MB.
+
+    Blank lines are left out.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        wanted = min(end - start, _PIECE)
+        raw = file.read(wanted)
+        while b"\n" not in raw and start + len(raw) < end:
+            raw += file.read(min(end - start - len(raw), _PIECE))
+    raw = raw[: raw.rfind(b"\n") + 1]
+    found, offset = [], start
+    for line in raw.split(b"\n")[:-1]:
+        content, at = line, offset
+        offset += len(line) + 1
+        if at == 0 and content.startswith(BOM):
+            content, at = content[len(BOM) :], len(BOM)
+        terminator = b"\r\n" if content.endswith(b"\r") else b"\n"
+        content = content.removesuffix(b"\r")
+        if content.strip(b" \t\r\n\x0b\x0c"):
+            found.append(Line(at, 0, content, terminator))
+    return found, offset
+
+
+class JsonlApplier:
+    """Applies what is appended to one JSONL file; safe to use from several threads and processes at once."""
+
+    def __init__(self, store: Store, names: SchemaNames) -> None:
+        self.store = store
+        self._names = names
+
+    def attach(self, connection: psycopg.Connection) -> Position:
+        """Begin the position if there is none: behind what PostgreSQL has, if it has a beginning of the file.
+
+        Raises
+        ------
+        NotReadyError
+            PostgreSQL does not have it, and it is too large to be copied here.
+        """
+        state = jsonl_state(self.store.path)
+        if state is None:
+            raise NotReadyError("there is no such file yet", where=self.store.name)
+        known = find_position(connection, self._names, self.store.name)
+        if known is not None and known.log_id == state.log_id and known.position <= state.end:
+            return known
+        with connection.transaction():
+            source, _ = reconcile(connection, self._names, self.store)
+            old = lock_position(connection, self._names, source.source_id)
+            if old is not None and old.log_id == BEING_MIGRATED:
+                raise NotReadyError("it is being migrated", where=self.store.name, hint="Wait for `migrate` to end.")
+            if old is None or old.log_id != state.log_id or old.position > state.end:
+                start = self._beginning(connection, source, state)
+                set_position(connection, self._names, source.source_id, state.log_id, start, "")
+        position = find_position(connection, self._names, self.store.name)
+        assert position is not None  # noqa: S101 - written above
+        return position
+
+    def arm(self) -> None:
+        """Nothing to do: the file is its own log."""
+
+    def mark(self) -> Mark | None:
+        """Return where the file is; None if it is not there."""
+        state = jsonl_state(self.store.path)
+        return None if state is None else Mark(state.log_id, state.end)
+
+    def _dataset(self, connection: psycopg.Connection, source_id: int) -> Dataset:
+        (dataset,) = Catalogue(connection, self._names).datasets(source_id)
+        return dataset
+
+    def _beginning(self, connection: psycopg.Connection, source: Source, state: JsonlState) -> int:
+        """Return where to begin; the dataset is emptied if that is the beginning of the file."""
+        if source.complete and source.fingerprint == fingerprint(self.store):
+            return state.end
+        dataset = self._dataset(connection, source.source_id)
+        last = self._last_common(connection, dataset, state)
+        if last is not None:
+            return last
+        if state.end > MAX_BYTES_READ_WHOLE:
+            raise NotReadyError(
+                "PostgreSQL does not have it as it is now",
+                where=self.store.name,
+                hint="Run `iceburg-db migrate`; until then the file answers.",
+            )
+        RecordWriter(connection, self._names, dataset).clear()
+        return 0
+
+    def _last_common(self, connection: psycopg.Connection, dataset: Dataset, state: JsonlState) -> int | None:
+        """Return the offset of PostgreSQL's last line if the file has that very line there."""
+        target, mapping = dataset.target(), dataset.mapping()
+        row = connection.execute(
+            self._names.format("SELECT max(byte_offset) FROM {data}.telemetry WHERE dataset_id = %s"),
+            (dataset.dataset_id,),
+        ).fetchone()
+        if row is None or row[0] is None or not len(BOM) < row[0] < state.end:
+            return None
+        lines, _ = read_lines(self.store.path, row[0], min(state.end, row[0] + _PIECE))
+        if not lines or lines[0].offset != row[0]:
+            return None
+        key = mapping.row_key(lines[0])
+        assert key is not None  # noqa: S101 - every offset has an id
+        there = target.lookup(connection, [key])
+        # With originals kept beside it, it may be the same line and look different: then the file is read anew.
+        same = key in there and not mapping.differences(lines[0], mapping.restore(there[key], {}))
+        return int(row[0]) if same else None
+
+    def pending(self, position: int) -> int:
+        """Return the number of bytes after a position."""
+        state = jsonl_state(self.store.path)
+        return 0 if state is None else max(0, state.end - position)
+
+    def apply(self, connection: psycopg.Connection) -> Applied:
+        """Apply everything that is pending.
+
+        Raises
+        ------
+        NotReadyError
+            The file cannot be attached.
+        psycopg.Error
+            PostgreSQL cannot write now; what was applied is a prefix of the file.
+        """
+        changes = 0
+        while True:
+            known = self.attach(connection)
+            with connection.transaction():
+                position = lock_position(connection, self._names, known.source_id)
+                state = jsonl_state(self.store.path)
+                if position is None or state is None or position.log_id != state.log_id:
+                    continue
+                if position.position >= state.end:
+                    return Applied(position.position, changes)
+                lines, end = read_lines(self.store.path, position.position, state.end)
+                dataset = self._dataset(connection, position.source_id)
+                RecordWriter(connection, self._names, dataset).write(lines)
+                move_position(connection, self._names, position, end, structure="", redefined=False, applied=len(lines))
+                changes += len(lines)
+
+    def close(self) -> None:
+        """Nothing is kept open."""

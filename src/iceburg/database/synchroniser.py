@@ -1,0 +1,244 @@
+"""Keeping PostgreSQL in step with the embedded stores: after a write, before a read, and in the background.
+
+There is one way only: the applier of the source. Whoever holds the source's lock applies all that is pending, and those
+who waited find their change applied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Protocol
+
+import psycopg
+
+from iceburg.database import metrics
+from iceburg.database.applier import Applied, NotReadyError
+from iceburg.database.breaker import Breaker
+from iceburg.database.positions import Mark, Position
+from iceburg.database.postgres_session import PostgresSession
+from iceburg.errors import IceburgError, TargetError
+
+_EVERY: Final = 0.25
+_PRUNE_EVERY: Final = 10.0
+# What is not ready is not asked again by every call.
+_NOT_READY_FOR: Final = 1.0
+_log = logging.getLogger(__name__)
+
+
+class Applier(Protocol):
+    """What keeps one source in step."""
+
+    def arm(self) -> None:
+        """Have changes logged from now on."""
+        ...
+
+    def mark(self) -> Mark | None:
+        """Return where the source is; None if its changes are not logged."""
+        ...
+
+    def attach(self, connection: psycopg.Connection) -> Position:
+        """Begin."""
+        ...
+
+    def apply(self, connection: psycopg.Connection) -> Applied:
+        """Apply what is pending."""
+        ...
+
+    def pending(self, position: int) -> int:
+        """Return how much comes after a position."""
+        ...
+
+
+class Synchroniser:
+    """Applies the changes of all sources.
+
+    Parameters
+    ----------
+    session
+        The target.
+    appliers
+        By source.
+    breaker
+        Told how PostgreSQL answers.
+    patience
+        Seconds that one call to PostgreSQL may take; after them its connection is cut.
+    prepare
+        Called once before anything is applied.
+    """
+
+    def __init__(
+        self,
+        session: PostgresSession,
+        appliers: Mapping[str, Applier],
+        breaker: Breaker,
+        *,
+        patience: float,
+        prepare: Callable[[psycopg.Connection], None],
+    ) -> None:
+        self._session = session
+        self._appliers = appliers
+        self._breaker = breaker
+        self._patience = patience
+        self._prepare = prepare
+        self._prepared = False
+        self._locks = {source: threading.Lock() for source in appliers}
+        self._applied: dict[str, int] = {}
+        self._not_ready: dict[str, float] = {}
+        self._behind_since: dict[str, float] = {}
+        self._deadlines: dict[int, tuple[float, psycopg.Connection]] = {}
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._process = 0
+
+    def start(self) -> None:
+        """Begin to work in the background, in this process; nothing if that has begun."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._stop = threading.Event()
+            # Two, because the one that applies may be the one whose connection has to be cut.
+            self._threads = [
+                threading.Thread(target=work, name=f"iceburg-{name}", daemon=True)
+                for name, work in (("synchroniser", self._run), ("watchdog", self._watch))
+            ]
+            for thread in self._threads:
+                thread.start()
+
+    def stop(self) -> None:
+        """End the work in the background."""
+        self._stop.set()
+        if self._process == os.getpid():
+            for thread in self._threads:
+                thread.join(timeout=self._patience + 1)
+        self._process = 0
+
+    @contextlib.contextmanager
+    def watched(self, connection: psycopg.Connection) -> Iterator[None]:
+        """Have a connection cut if what is done with it meanwhile takes longer than the patience."""
+        key = id(connection)
+        self._deadlines[key] = time.monotonic() + self._patience, connection
+        try:
+            yield
+        finally:
+            self._deadlines.pop(key, None)
+
+    def catch_up(self, source: str, upto: int | None = None) -> bool:
+        """Apply what is pending of a source; return whether PostgreSQL has it all, as far as is known.
+
+        Parameters
+        ----------
+        source
+            Its name.
+        upto
+            A position that is enough: nothing is done where it has been applied already.
+        """
+        if time.monotonic() < self._not_ready.get(source, 0.0) or not self._breaker.allows():
+            return False
+        with self._locks[source]:
+            if upto is not None and self._applied.get(source, -1) >= upto:
+                self._breaker.succeeded()
+                return True
+            return self._catch_up(source)
+
+    def _catch_up(self, source: str) -> bool:
+        try:
+            with self._session.connection() as connection, self.watched(connection):
+                if not self._prepared:
+                    self._prepare(connection)
+                    self._prepared = True
+                applied = self._appliers[source].apply(connection)
+        except NotReadyError as error:
+            self._breaker.succeeded()
+            if source not in self._not_ready:
+                _log.warning("%s", error)
+            self._not_ready[source] = time.monotonic() + _NOT_READY_FOR
+            return False
+        except (psycopg.Error, TargetError) as error:
+            self.note_failure(error)
+            return False
+        except IceburgError as error:
+            # The embedded side: its own callers hear of it; the changes stay in the log.
+            self._breaker.succeeded()
+            _log.warning("%s: not applied now: %s", source, error)
+            return False
+        self.note_success()
+        self._not_ready.pop(source, None)
+        self._applied[source] = applied.position
+        self._behind_since.pop(source, None)
+        metrics.PENDING.labels(source).set(0)
+        metrics.LAG.labels(source).set(0)
+        if applied.changes:
+            metrics.APPLIED.labels(source).inc(applied.changes)
+        return True
+
+    def note_failure(self, error: Exception) -> None:
+        """Note that PostgreSQL did not answer."""
+        # What it lost in a crash it has to be given again.
+        self._applied.clear()
+        if self._breaker.failed():
+            metrics.AVAILABLE.set(0)
+            _log.warning("PostgreSQL is left alone for a while, SQLite answers: %s", error)
+
+    def note_success(self) -> None:
+        """Note that PostgreSQL answered."""
+        if self._breaker.succeeded():
+            _log.warning("PostgreSQL answers again")
+        metrics.AVAILABLE.set(1)
+
+    def _run(self) -> None:
+        stop, pruned = self._stop, time.monotonic()
+        while not stop.wait(_EVERY):
+            for source in self._appliers:
+                try:
+                    self._look_after(source)
+                except IceburgError as error:
+                    _log.debug("%s: %s", source, error)
+            if time.monotonic() - pruned > _PRUNE_EVERY:
+                pruned = time.monotonic()
+                self._prune()
+
+    def _watch(self) -> None:
+        stop = self._stop
+        while not stop.wait(_EVERY):
+            self._cut_overdue()
+
+    def _look_after(self, source: str) -> None:
+        position = self._applied.get(source)
+        pending = self._appliers[source].pending(position) if position is not None else 1
+        if not pending:
+            return
+        self._behind_since.setdefault(source, time.monotonic())
+        metrics.PENDING.labels(source).set(pending)
+        metrics.LAG.labels(source).set(time.monotonic() - self._behind_since[source])
+        if not self._locks[source].locked():
+            self.catch_up(source)
+
+    def _prune(self) -> None:
+        if self._breaker.is_open:
+            return
+        for source, applier in self._appliers.items():
+            prune = getattr(applier, "prune", None)
+            if prune is None or source not in self._applied:
+                continue
+            try:
+                with self._session.connection() as connection, self.watched(connection):
+                    prune(connection)
+            except (psycopg.Error, IceburgError) as error:
+                # The entries stay; the next round tries again.
+                _log.info("%s: its log was not pruned: %s", source, error)
+
+    def _cut_overdue(self) -> None:
+        now = time.monotonic()
+        for key, (deadline, connection) in list(self._deadlines.items()):
+            if now > deadline and self._deadlines.pop(key, None) is not None:
+                _log.warning("PostgreSQL has not answered for %g s: its connection is cut", self._patience)
+                with contextlib.suppress(OSError, psycopg.Error):  # it has ended at this moment
+                    # A server that is stopped or unreachable answers no cancel request.
+                    duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+                    with contextlib.closing(duplicate):
+                        duplicate.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,373 @@
+"""The one object that an application imports: its state in the embedded stores, in PostgreSQL, or in both in step.
+
+With the flag off it works on the embedded stores alone. With the flag on it reads from PostgreSQL, and writes to the
+embedded stores first and to PostgreSQL through their change log: turning the flag off at any moment loses nothing. Where
+PostgreSQL is away, slow or behind, the embedded stores answer. With ICEBURG_DUAL_WRITE off, PostgreSQL is alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import psycopg
+
+from iceburg.config import Settings, load_settings
+from iceburg.database import fork_guard, metrics
+from iceburg.database.applier import SqliteApplier
+from iceburg.database.bootstrap import claim_target, ensure_target
+from iceburg.database.breaker import Breaker
+from iceburg.database.connection import resolve_target
+from iceburg.database.flag import Flag
+from iceburg.database.jsonl_applier import JsonlApplier
+from iceburg.database.layout import Layout
+from iceburg.database.positions import Mark
+from iceburg.database.postgres_adapter import PostgresAdapter
+from iceburg.database.postgres_session import BehindError, PostgresSession
+from iceburg.database.protocol import Adapter
+from iceburg.database.routes import RoutedConversations, RoutedEmbeddings, RoutedMatrix, RoutedTelemetry
+from iceburg.database.schema import schema_names
+from iceburg.database.shadow import Mismatch, ShadowReads
+from iceburg.database.sqlite_adapter import SqliteAdapter
+from iceburg.database.synchroniser import Applier, Synchroniser
+from iceburg.errors import IceburgError, TargetError
+
+T = TypeVar("T")
+Mode = Literal["embedded", "dual", "postgres"]
+_log = logging.getLogger(__name__)
+
+
+class _WatchedSession(PostgresSession):
+    """Connections that are cut when a call on them takes too long."""
+
+    synchroniser: Synchroniser
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection]:
+        with super().connection() as connection, self.synchroniser.watched(connection):
+            yield connection
+
+
+class _DualTarget:
+    """What the dual mode has of PostgreSQL, in one process."""
+
+    def __init__(self, dsn: str, layout: Layout, embedded: SqliteAdapter, settings: Settings, breaker: Breaker) -> None:
+        names = schema_names(settings.schema_name)
+        self.appliers: dict[str, Applier] = {
+            layout.store(path).name: SqliteApplier(layout.store(path), embedded.session(path), names)
+            for path in (layout.conversations, layout.matrix, layout.vectors)
+        }
+        telemetry = layout.store(layout.telemetry)
+        self.appliers[telemetry.name] = JsonlApplier(telemetry, names)
+        self.session = _WatchedSession(
+            dsn,
+            names,
+            self.mark_needed,
+            pool_min=settings.pool_min,
+            pool_max=settings.pool_max,
+            timeout=settings.postgres_timeout,
+            statement_timeout=max(settings.postgres_timeout, 1.0) * 10,
+        )
+        self.synchroniser = Synchroniser(
+            self.session,
+            self.appliers,
+            breaker,
+            patience=settings.postgres_timeout,
+            prepare=lambda connection: claim_target(connection, names, layout.data_dir),
+        )
+        self.session.synchroniser = self.synchroniser
+        self.adapter = PostgresAdapter(self.session, layout)
+        self.shadow = ShadowReads(settings.shadow_reads, embedded, self.adapter, self.mark)
+        self.armed: set[str] = set()
+
+    def mark(self, source: str) -> Mark | None:
+        """Say where a source is."""
+        return self.appliers[source].mark()
+
+    def mark_needed(self, source: str) -> Mark:
+        """Say what a read of a source needs."""
+        mark = self.mark(source)
+        if mark is None:
+            raise BehindError("its changes are not logged", where=source)
+        return mark
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.shadow.stop()
+        self.synchroniser.stop()
+        self.session.close()
+
+
+class UnifiedDatabase:
+    """An installation's state, on whichever side the flag says; a context manager.
+
+    Safe to use from several threads and processes at once; after a fork the child opens its own connections.
+
+    Parameters
+    ----------
+    sqlite_path
+        The conversations' SQLite file, whose directory is then the installation's; or settings.
+    settings
+        By default from the environment.
+
+    Attributes
+    ----------
+    conversations, matrix, embeddings, telemetry
+        The four stores: see `iceburg.database.protocol`.
+    """
+
+    def __init__(self, sqlite_path: str | Path | Settings | None = None, settings: Settings | None = None) -> None:
+        if isinstance(sqlite_path, Settings):
+            settings, sqlite_path = sqlite_path, None
+        self.settings = settings if settings is not None else load_settings()
+        path = None if sqlite_path is None else Path(sqlite_path)
+        data_dir = self.settings.data_dir if path is None else path.absolute().parent
+        self.layout = Layout.of(data_dir, path)
+        self.flag = Flag(self.settings)
+        self.breaker = Breaker()
+        self.embedded = SqliteAdapter(self.layout)
+        self._lock = threading.Lock()
+        self._dual: _DualTarget | None = None
+        self._alone: tuple[PostgresSession, PostgresAdapter] | None = None
+        self._abandoned: list[object] = []
+        self._closed = False
+        names = {
+            part: self.layout.store(getattr(self.layout, part)).name
+            for part in ("conversations", "matrix", "vectors", "telemetry")
+        }
+        self.conversations = RoutedConversations(self, names["conversations"])
+        self.matrix = RoutedMatrix(self, names["matrix"])
+        self.embeddings = RoutedEmbeddings(self, names["vectors"])
+        self.telemetry = RoutedTelemetry(self, names["telemetry"])
+        fork_guard.register(self)
+        _open.add(self)
+
+    def __enter__(self) -> UnifiedDatabase:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; what is pending stays in the change log."""
+        with self._lock:
+            dual, alone, self._dual, self._alone = self._dual, self._alone, None, None
+            self._closed = True
+        if dual is not None:
+            dual.close()
+        if alone is not None:
+            alone[0].close()
+        self.embedded.close()
+
+    @property
+    def mode(self) -> Mode:
+        """Where the state is now: ``embedded``, ``dual`` or ``postgres``."""
+        if not self.flag:
+            return "embedded"
+        return "dual" if self.settings.dual_write else "postgres"
+
+    @property
+    def shadow_mismatches(self) -> tuple[Mismatch, ...]:
+        """The last shadow reads that differed."""
+        return () if self._dual is None else tuple(self._dual.shadow.mismatches)
+
+    def read(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
+        """Answer a read; see `iceburg.database.routes.Router`."""
+        mode = self.mode
+        if mode == "postgres":
+            return self._timed(operation, "postgres", call, self._postgres_alone())
+        if mode == "dual":
+            target = self._dual_target(source)
+            if target is not None:
+                answer = self._ask_postgres(operation, source, call, target)
+                if answer is not None:
+                    return answer[0]
+        return self._timed(operation, "embedded", call, self.embedded)
+
+    def write(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
+        """Do a write; see `iceburg.database.routes.Router`."""
+        mode = self.mode
+        if mode == "postgres":
+            return self._timed(operation, "postgres", call, self._postgres_alone())
+        # Before the write: from here on the log has it.
+        target = self._dual_target(source) if mode == "dual" else None
+        result = self._timed(operation, "embedded", call, self.embedded)
+        if target is not None:
+            mark = target.mark(source)
+            target.synchroniser.catch_up(source, None if mark is None else mark.position)
+        return result
+
+    def _ask_postgres(
+        self, operation: str, source: str, call: Callable[[Adapter], T], target: _DualTarget
+    ) -> tuple[T] | None:
+        """Ask PostgreSQL; None where it cannot answer, or does not have what the embedded side has."""
+        for attempt in range(2):
+            if not self.breaker.allows():
+                return None
+            try:
+                result = self._timed(operation, "postgres", call, target.adapter)
+            except BehindError:
+                target.synchroniser.note_success()
+                if attempt or not target.synchroniser.catch_up(source):
+                    return None
+            except (psycopg.Error, TargetError) as error:
+                target.synchroniser.note_failure(error)
+                return None
+            else:
+                target.synchroniser.note_success()
+                target.shadow.offer(operation, source, call)
+                return (result,)
+        return None
+
+    def _timed(self, operation: str, side: str, call: Callable[[Adapter], T], adapter: Adapter) -> T:
+        started, outcome = time.perf_counter(), "error"
+        try:
+            result = call(adapter)
+            outcome = "ok"
+        except BehindError:
+            outcome = "behind"
+            raise
+        finally:
+            metrics.OPERATIONS.labels(operation, side, outcome).inc()
+            metrics.DURATIONS.labels(operation, side).observe(time.perf_counter() - started)
+        return result
+
+    def _dual_target(self, source: str) -> _DualTarget | None:
+        """Return PostgreSQL for the dual mode, with the source's changes logged; None where it cannot be reached."""
+        target = self._dual
+        if target is None:
+            target = self._open_dual()
+        if target is not None and source not in target.armed:
+            target.appliers[source].arm()
+            target.armed.add(source)
+        return target
+
+    def _open_dual(self) -> _DualTarget | None:
+        if not self.breaker.allows():
+            return None
+        with self._lock:
+            if self._dual is not None or self._closed:
+                return self._dual
+            try:
+                dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
+                target = _DualTarget(dsn, self.layout, self.embedded, self.settings, self.breaker)
+                self._dual = target
+            except (psycopg.Error, TargetError) as error:
+                if self.breaker.failed():
+                    _log.warning("PostgreSQL cannot be reached, SQLite answers: %s", error)
+                return None
+        target.synchroniser.start()
+        return target
+
+    def _postgres_alone(self) -> PostgresAdapter:
+        with self._lock:
+            if self._alone is None:
+                names = schema_names(self.settings.schema_name)
+                dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
+                session = PostgresSession(
+                    dsn,
+                    names,
+                    pool_min=self.settings.pool_min,
+                    pool_max=self.settings.pool_max,
+                    timeout=self.settings.connect_timeout,
+                )
+                try:
+                    self.embedded.create()
+                    with session.connection() as connection:
+                        ensure_target(connection, names, self.layout)
+                except BaseException:
+                    session.close()
+                    raise
+                self._alone = session, PostgresAdapter(session, self.layout)
+            return self._alone[1]
+
+    def before_fork(self) -> None:
+        """See `iceburg.database.fork_guard.ForkAware`."""
+
+    def after_fork_in_child(self) -> None:
+        """See `iceburg.database.fork_guard.ForkAware`."""
+        # The parent's connections; kept, so that nothing says goodbye on them.
+        self._abandoned += [self._dual, self._alone]
+        self._dual = self._alone = None
+        self._lock = threading.Lock()
+        self.breaker = Breaker()
+
+    # What ICEBURG's code calls
+
+    def save_conversation(
+        self,
+        conversation_id: str,
+        user_message: str,
+        assistant_message: str,
+        agent_used: str | None = None,
+        mode: str | None = None,
+        metadata: Any = None,
+    ) -> int:
+        """Save an exchange; return its number."""
+        return self.conversations.save(conversation_id, user_message, assistant_message, agent_used, mode, metadata)
+
+    def get_conversations(self, conversation_id: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the newest exchanges as dictionaries with the keys of the SQLite table.
+
+        ``metadata`` is JSON text with sorted keys, None where there is none.
+        """
+        return [
+            {
+                "id": found.id,
+                "conversation_id": found.conversation_id,
+                "timestamp": found.timestamp,
+                "user_message": found.user_message,
+                "assistant_message": found.assistant_message,
+                "agent_used": found.agent_used,
+                "mode": found.mode,
+                "metadata": None if found.metadata is None else json.dumps(found.metadata, sort_keys=True),
+                "created_at": found.created_at,
+            }
+            for found in self.conversations.newest(conversation_id, limit)
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """Say where the state is, and how far PostgreSQL is in step."""
+        sources: dict[str, Any] = {}
+        if self._dual is not None:
+            for name, applier in self._dual.appliers.items():
+                try:
+                    mark = applier.mark()
+                except IceburgError as error:
+                    sources[name] = {"problem": str(error)}
+                else:
+                    sources[name] = {"logged": mark is not None, "last": None if mark is None else mark.position}
+        return {"mode": self.mode, "postgres_available": not self.breaker.is_open, "sources": sources}
+
+
+_open: weakref.WeakSet[UnifiedDatabase] = weakref.WeakSet()
+_shared: UnifiedDatabase | None = None
+_shared_process = 0
+_shared_lock = threading.Lock()
+
+
+def get_unified_db() -> UnifiedDatabase:
+    """Return this process's database, made from the environment on first use."""
+    global _shared, _shared_process
+    with _shared_lock:
+        if _shared is None or _shared_process != os.getpid():
+            _shared, _shared_process = UnifiedDatabase(), os.getpid()
+        return _shared
+
+
+@atexit.register
+def _close_all() -> None:
+    for database in list(_open):
+        database.close()
