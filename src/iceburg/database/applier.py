@@ -11,7 +11,7 @@ over the disk; and reading rows in another transaction than the log, which mixes
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ import psycopg
 
 from iceburg.database import change_log
 from iceburg.database.catalogue import Catalogue
-from iceburg.database.changed_rows import ChangedRows, TrackedTable, read_changed, tracked_table
+from iceburg.database.changed_rows import ChangedRows, TrackedTable, read_changed, read_current, tracked_table
 from iceburg.database.datasets import reconcile, set_constraints_aside
 from iceburg.database.positions import (
     BEING_MIGRATED,
@@ -31,6 +31,7 @@ from iceburg.database.positions import (
     set_position,
     settle_position,
 )
+from iceburg.database.quick_apply import QuickApply
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.database.sqlite_session import SqliteSession
@@ -42,6 +43,8 @@ from iceburg.sources.fingerprint import fingerprint
 MAX_ROWS_READ_WHOLE: Final = 50_000
 _ATTEMPTS: Final = 5
 _PRUNE_STEP: Final = 1_000
+# Entries that a write of one record may leave.
+_QUICK: Final = 6
 
 
 class NotReadyError(TargetError):
@@ -83,6 +86,8 @@ class SqliteApplier:
         self._names = names
         self._tables: dict[str, TrackedTable] = {}
         self._known: tuple[int, int] | None = None
+        self._at: Position | None = None
+        self._quick: dict[str, QuickApply] = {}
         self._lock = threading.Lock()
 
     def attach(self, connection: psycopg.Connection) -> Position:
@@ -187,6 +192,9 @@ class SqliteApplier:
         psycopg.Error
             PostgreSQL cannot write now; nothing was applied.
         """
+        quick = self._apply_one(connection)
+        if quick is not None:
+            return quick
         known = find_position(connection, self._names, self.store.name)
         if known is None:
             known = self.attach(connection)
@@ -201,6 +209,38 @@ class SqliteApplier:
         raise SourceBusyError(
             "its structure changes again and again", where=self.store.name, hint="Try again when the DDL is done."
         )
+
+    def _apply_one(self, connection: psycopg.Connection) -> Applied | None:
+        """Apply a single changed record in one statement; None where it is not just one, or anything is unusual."""
+        with self._lock:
+            at, tables = self._at, self._tables
+        if at is None:
+            return None
+        with self._session.reading() as file:
+            state = change_log.log_state(file)
+            if state is None or state.log_id != at.log_id or not 0 < state.last - at.position <= _QUICK:
+                return None
+            if str(file.execute("PRAGMA schema_version").fetchone()[0]) != at.structure:
+                return None
+            changes = change_log.pending(file, at.position)
+            table = tables.get(changes[0].table) if changes else None
+            if table is None or any(change.op != "t" or change.table != table.name for change in changes):
+                return None
+            quick = self._quick.get(table.name)
+            if quick is None:
+                quick = self._quick[table.name] = QuickApply(self._names, table)
+            if not quick.suited:
+                return None
+            there, gone = read_current(file, table, changes)
+        if len(there) + len(gone) != 1:
+            return None
+        last = changes[-1].seq
+        if not quick.apply(connection, at, last, len(changes), (there or gone)[0], there=bool(there)):
+            return None
+        with self._lock:
+            if self._at is at:
+                self._at = replace(at, position=last)
+        return Applied(last, len(changes))
 
     def _apply_locked(self, connection: psycopg.Connection, position: Position) -> Applied | None:
         """Apply in the transaction that holds the position; None where the structure has changed meanwhile."""
@@ -233,6 +273,10 @@ class SqliteApplier:
             self._write(connection, tables, changed)
         finally:
             changed.spool.close()
+        with self._lock:
+            # The next one may be a single record. After a change of the definitions the epoch is another.
+            settled = replace(position, position=changed.last, structure=version)
+            self._at = None if redefined else settled
         if changed.changes or redefined:
             move_position(
                 connection,
@@ -266,6 +310,7 @@ class SqliteApplier:
             datasets = Catalogue(connection, self._names).datasets(position.source_id)
             self._tables = {table.name: table for table in map(tracked_table, datasets)}
             self._known = None if anew else known
+            self._quick = {}
         return self._tables
 
     def _write(self, connection: psycopg.Connection, tables: dict[str, TrackedTable], changed: ChangedRows) -> None:

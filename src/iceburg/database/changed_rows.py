@@ -176,6 +176,14 @@ def read_changed(
     return found
 
 
+def read_current(
+    connection: sqlite3.Connection, table: TrackedTable, changes: Sequence[Change]
+) -> tuple[list[Record], list[Record]]:
+    """Return the records of changes of one table: those that are there, and those that are not any more."""
+    keys = list(dict.fromkeys(change.key for change in changes))
+    return _current(connection, table, keys, text_encoding(connection))
+
+
 def _select(table: TrackedTable) -> list[str]:
     keys = [qualified(table.rowid)] if table.rowid is not None else [qualified(name) for name, _ in table.key]
     return keys + [qualified(name) for name in table.dataset.definition["columns"]]
