@@ -63,9 +63,10 @@ class _DualTarget:
 
     def __init__(self, dsn: str, layout: Layout, embedded: SqliteAdapter, settings: Settings, breaker: Breaker) -> None:
         names = schema_names(settings.schema_name)
+        files = {"conversations": layout.conversations, "matrix": layout.matrix, "embeddings": layout.vectors}
         self.appliers: dict[str, Applier] = {
-            layout.store(path).name: SqliteApplier(layout.store(path), embedded.session(path), names)
-            for path in (layout.conversations, layout.matrix, layout.vectors)
+            layout.store(path).name: SqliteApplier(layout.store(path), embedded.sessions[part], names)
+            for part, path in files.items()
         }
         telemetry = layout.store(layout.telemetry)
         self.appliers[telemetry.name] = JsonlApplier(telemetry, names)
@@ -284,7 +285,9 @@ class UnifiedDatabase:
                     timeout=self.settings.connect_timeout,
                 )
                 try:
-                    self.embedded.create()
+                    for file in self.embedded.sessions.values():
+                        # What PostgreSQL is to hold is read from the tables of the files, made here if need be.
+                        file.connection()
                     with session.connection() as connection:
                         ensure_target(connection, names, self.layout)
                 except BaseException:
