@@ -67,7 +67,7 @@ def _compile(found: Filter) -> Condition:
             sql = inner.sql
         case HasElement(key, value, negated):
             inner = _is_among("e", (value,), certainly=negated)
-            sql = f"m.type = 'array' AND EXISTS (SELECT 1 FROM {_ELEMENTS} WHERE {inner.sql})"  # noqa: S608
+            sql = f"EXISTS (SELECT 1 FROM {_ELEMENTS} WHERE {inner.sql})"  # noqa: S608
         case Compares(key, order, value):
             negated = False
             bound = neighbourhood(value)[0 if order in ("$gt", "$gte") else 1]
