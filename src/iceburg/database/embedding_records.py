@@ -46,6 +46,8 @@ def check_collection(name: str, distance: str, dimension: int | None) -> None:
     if not isinstance(name, str) or not name:
         raise UsageError("a collection's name is a text that is not empty", where=where)
     _check_text(name, where)
+    if "\0" in name:
+        raise UsageError("a collection's name has no NUL", where=where)
     if distance not in DISTANCES:
         raise UsageError(f"there is no distance {distance!r}", where=where, hint=f"There are {', '.join(DISTANCES)}.")
     if dimension is not None:
@@ -93,6 +95,8 @@ def check_records(
         none; metadata holds something else than texts, finite numbers, booleans, None and lists of them.
     """
     where = f"collection {collection!r}"
+    if isinstance(ids, str):
+        raise UsageError("ids is a list of texts, not a text", where=where)
     given = {"vectors": vectors, "documents": documents, "metadatas": metadatas}
     for name, values in given.items():
         if values is not None and len(values) != len(ids):
@@ -144,6 +148,33 @@ def check_vector(vector: Vector, dimension: int | None, where: str) -> Floats:
         position = int(np.flatnonzero(~np.isfinite(found))[0])
         raise UsageError(f"component {position} of the vector is {given[position]}, not finite in float32", where=where)
     return found
+
+
+def sought_ids(ids: Sequence[str]) -> list[str]:
+    """Return the ids to look for, each once; one that no store can hold is not there, and left out.
+
+    Raises
+    ------
+    UsageError
+        One is no text.
+    """
+    if isinstance(ids, str):
+        raise UsageError("ids is a list of texts, not a text", where="ids")
+    found: dict[str, None] = {}
+    for identity in ids:
+        if not isinstance(identity, str):
+            raise UsageError(f"the id {identity!r} is not a text", where="ids")
+        if encoded(identity) is not None:
+            found[identity] = None
+    return list(found)
+
+
+def encoded(text: str) -> bytes | None:
+    """Return a text as SQLite keeps it, perhaps with bytes that are not UTF-8; None where it cannot."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return None
 
 
 def check_count(k: int) -> None:

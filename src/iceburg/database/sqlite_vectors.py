@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from iceburg.database.arguments import LONGEST, limited
 from iceburg.database.conversion import Columns
 from iceburg.database.embedding_records import (
     agree,
@@ -122,13 +123,14 @@ class SqliteVectors:
     ) -> list[EmbeddingRecord]:
         """Return records, in the order in which they were first added."""
         found = parse_filters(where, where_document)
+        most = LONGEST if limit is None else limited(limit)
         records: list[EmbeddingRecord] = []
         with self.session.reading() as connection:
             there = find_collection(connection, collection)
-            if there is not None and limit != 0:
+            if there is not None and most:
                 for row in matching_rows(connection, there[1], ids, found):
                     records.append(to_embedding_record(row))
-                    if len(records) == limit:
+                    if len(records) == most:
                         break
         return records
 

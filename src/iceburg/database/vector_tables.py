@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from iceburg.database.conversion import Columns
-from iceburg.database.embedding_records import NewRecord, metadata_of
+from iceburg.database.embedding_records import NewRecord, encoded, metadata_of, sought_ids
 from iceburg.database.nearest import NORMS, Floats, norm, relative_error
 from iceburg.database.protocol import Collection, Distance
 from iceburg.database.sqlite_session import Row, fetch_all
@@ -56,7 +56,7 @@ _IDS: Final = 500
 def find_collection(connection: sqlite3.Connection, name: str) -> tuple[Collection, str] | None:
     """Return a collection and the name of its table."""
     row = connection.execute(
-        "SELECT name, dimension, distance, table_name FROM collections WHERE name = CAST(? AS TEXT)", (_raw(name),)
+        "SELECT name, dimension, distance, table_name FROM collections WHERE name = CAST(? AS TEXT)", (encoded(name),)
     ).fetchone()
     return None if row is None else (Collection(*row[:3]), quote(row[3]))
 
@@ -75,7 +75,7 @@ def make_collection(
     connection.execute(
         "INSERT INTO collections (name, table_name, dimension, distance, adopted_from)"
         " VALUES (CAST(? AS TEXT), ?, ?, ?, ?)",
-        (_raw(name), table, dimension, distance, adopted_from),
+        (encoded(name), table, dimension, distance, adopted_from),
     )
     return table
 
@@ -90,12 +90,12 @@ def insert_records(
     """Write records to a collection's table, within a write transaction."""
     statement = _INSERT.format(table) + (_REPLACE if replace else "")
     connection.executemany(
-        statement, ((_raw(r.id), _raw(r.document), r.metadata, r.vector, origin) for r, origin in records)
+        statement,
+        (
+            (encoded(r.id), None if r.document is None else encoded(r.document), r.metadata, r.vector, origin)
+            for r, origin in records
+        ),
     )
-
-
-def _raw(text: str | None) -> bytes | None:
-    return None if text is None else text.encode("utf-8", "surrogateescape")
 
 
 def ensure_collection(
@@ -109,7 +109,7 @@ def ensure_collection(
     described, table = there
     if described.dimension is not None or dimension is None or (distance or described.distance) != described.distance:
         return there
-    connection.execute("UPDATE collections SET dimension = ? WHERE name = CAST(? AS TEXT)", (dimension, _raw(name)))
+    connection.execute("UPDATE collections SET dimension = ? WHERE name = CAST(? AS TEXT)", (dimension, encoded(name)))
     return Collection(name, dimension, described.distance), table
 
 
@@ -135,7 +135,7 @@ def refuse_known(connection: sqlite3.Connection, name: str, table: str, ids: Seq
 def _among(ids: Sequence[str]) -> Iterator[tuple[str, list[bytes | None]]]:
     for start in range(0, len(ids), _IDS):
         some = ids[start : start + _IDS]
-        yield f"record_id IN ({', '.join(['CAST(? AS TEXT)'] * len(some))})", [_raw(identity) for identity in some]
+        yield f"record_id IN ({', '.join(['CAST(? AS TEXT)'] * len(some))})", [encoded(identity) for identity in some]
 
 
 def matching_rows(
@@ -147,7 +147,7 @@ def matching_rows(
     if ids is not None:
         rows = [
             row
-            for named, parameters in _among(list(dict.fromkeys(ids)))
+            for named, parameters in _among(sought_ids(ids))
             for row in fetch_all(connection, f"{select} AND {named}", (*condition.parameters, *parameters))[1]
         ]
         yield from _held(sorted(rows, key=lambda row: row[0]), found)  # type: ignore[arg-type, return-value]
