@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench kill-campaign kill-campaign-each clean
+.PHONY: demo test lint types check bench bench-operations load-campaign kill-campaign kill-campaign-each clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -28,6 +28,13 @@ check: lint types test
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.copy_speed
+
+bench-operations: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.operations --entities 1500000
+
+# Four processes, 5,000 writes each, PostgreSQL killed ten times meanwhile; some minutes.
+load-campaign: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.load_campaign --processes 4 --writes 5000 --restarts 10
 
 # Twenty kills at random moments of a large migration, and of bringing it up to date; about a quarter of an hour.
 kill-campaign: $(VENV)/.installed

@@ -1,0 +1,266 @@
+"""Each operation of the layer beside ICEBURG's own way: a new sqlite3 connection for every call, journal mode DELETE.
+
+The sides take turns, call by call, in one run on one installation: ICEBURG's way, the layer with the flag off, the
+layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone. Each side has files of its own, so that none
+waits for another's locks.
+
+Run ``make bench-operations``, or ``python -m benchmarks.operations --entities 1500000``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from psycopg.conninfo import make_conninfo
+
+from benchmarks.copy_speed import fresh_database, settle
+from iceburg.config import Settings
+from iceburg.database.embedded import EmbeddedServer
+from iceburg.database.protocol import Entity
+from iceburg.database.unified_db import UnifiedDatabase
+from iceburg.demo.generator import generate
+
+DIMENSION = 384
+VECTORS = 5_000
+SIDES = ("ICEBURG's way", "flag off", "dual", "PostgreSQL alone")
+
+
+class Legacy:
+    """The operations as ICEBURG's code does them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _run(self, file: str, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
+        with closing(sqlite3.connect(self.folder / file)) as connection:
+            connection.row_factory = sqlite3.Row
+            found = connection.execute(sql, parameters).fetchall()
+            connection.commit()
+            return [dict(row) for row in found]
+
+    def save(self, text: str) -> None:
+        self._run(
+            "conversations.db",
+            "INSERT INTO conversations (conversation_id, timestamp, user_message, assistant_message, metadata)"
+            " VALUES (?, ?, ?, ?, ?)",
+            ("bench", datetime.now().isoformat(), text, "an answer", json.dumps({"tokens": 5})),
+        )
+
+    def newest(self) -> list[Any]:
+        return self._run("conversations.db", "SELECT * FROM conversations ORDER BY timestamp DESC LIMIT 20")
+
+    def newest_of(self, conversation: str) -> list[Any]:
+        return self._run(
+            "conversations.db",
+            "SELECT * FROM conversations WHERE conversation_id = ? ORDER BY timestamp DESC LIMIT 20",
+            (conversation,),
+        )
+
+    def get(self, entity_id: str) -> list[Any]:
+        return self._run("matrix.db", "SELECT * FROM entities WHERE entity_id = ?", (entity_id,))
+
+    def search(self, text: str) -> list[Any]:
+        return self._run("matrix.db", "SELECT * FROM entities WHERE name LIKE ? LIMIT 50", (f"%{text}%",))
+
+    def relationships(self, entity_id: str) -> list[Any]:
+        return self._run(
+            "matrix.db", "SELECT * FROM relationships WHERE source_id = ? OR target_id = ?", (entity_id, entity_id)
+        )
+
+    def network(self, entity_id: str) -> None:
+        seen, level = {entity_id}, [entity_id]
+        for _ in range(2):
+            following = []
+            for name in level:
+                for edge in self.relationships(name):
+                    for end in (edge["source_id"], edge["target_id"]):
+                        if end not in seen and len(seen) < 100:
+                            seen.add(end)
+                            following.append(end)
+            level = following
+        for name in seen:
+            self.get(name)
+
+    def count_by_type(self) -> list[Any]:
+        return self._run("matrix.db", "SELECT entity_type, count(*) FROM entities GROUP BY entity_type")
+
+    def put(self, number: int) -> None:
+        self._run(
+            "matrix.db",
+            "INSERT OR REPLACE INTO entities (entity_id, name, entity_type, source, properties) VALUES (?, ?, ?, ?, ?)",
+            (f"bench-{number}", "A name", "person", "bench", json.dumps({"n": number})),
+        )
+
+    def append(self, number: int) -> None:
+        event = {"event_type": "bench", "timestamp": time.time(), "payload": {"n": number}}
+        with (self.folder / "telemetry" / "events.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def newest_events(self) -> list[Any]:
+        with (self.folder / "telemetry" / "events.jsonl").open() as file:
+            found = [json.loads(line) for line in file]
+        return sorted(found, key=lambda event: str(event.get("timestamp")), reverse=True)[:20]
+
+
+def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str]) -> dict[str, Callable[[int], Any]]:
+    """Return the operations of a side, each of the number of a call."""
+    rng = np.random.default_rng(0)
+    queries = rng.normal(size=(64, DIMENSION)).astype(np.float32).tolist()
+    if isinstance(side, Legacy):
+        return {
+            "save a conversation": lambda n: side.save(f"question {n}"),
+            "newest 20 conversations": lambda n: side.newest(),
+            "newest 20 of one conversation": lambda n: side.newest_of("bench"),
+            "get an entity": lambda n: side.get(known[n % len(known)]),
+            "search by name": lambda n: side.search(words[n % len(words)]),
+            "relationships of an entity": lambda n: side.relationships(known[n % len(known)]),
+            "network, depth 2": lambda n: side.network(known[n % len(known)]),
+            "count by type": lambda n: side.count_by_type(),
+            "put an entity": side.put,
+            "append an event": side.append,
+            "newest 20 events": lambda n: side.newest_events(),
+        }
+    return {
+        "save a conversation": lambda n: side.conversations.save(
+            "bench", f"question {n}", "an answer", metadata={"tokens": 5}
+        ),
+        "newest 20 conversations": lambda n: side.conversations.newest(limit=20),
+        "newest 20 of one conversation": lambda n: side.conversations.newest("bench", limit=20),
+        "get an entity": lambda n: side.matrix.get(known[n % len(known)]),
+        "search by name": lambda n: side.matrix.search(words[n % len(words)]),
+        "relationships of an entity": lambda n: side.matrix.relationships(known[n % len(known)]),
+        "network, depth 2": lambda n: side.matrix.network(known[n % len(known)]),
+        "count by type": lambda n: side.matrix.count_by_type(),
+        "put an entity": lambda n: side.matrix.put(Entity(f"bench-{n}", "A name", "person", "bench", {"n": n})),
+        "append an event": lambda n: side.telemetry.append(
+            {"event_type": "bench", "timestamp": time.time(), "payload": {"n": n}}
+        ),
+        "newest 20 events": lambda n: side.telemetry.newest(limit=20),
+        f"8 nearest of {VECTORS:,} vectors": lambda n: side.embeddings.query("bench", queries[n % len(queries)]),
+    }
+
+
+def percentiles(seconds: list[float]) -> tuple[float, float]:
+    """Return p50 and p95, in milliseconds."""
+    ordered = sorted(seconds)
+    return ordered[len(ordered) // 2] * 1e3, ordered[int(len(ordered) * 0.95)] * 1e3
+
+
+def prepare(folder: Path, source: Path) -> None:
+    """Make the files of one side."""
+    folder.mkdir()
+    shutil.copyfile(source / "matrix.db", folder / "matrix.db")
+    with UnifiedDatabase(Settings(data_dir=folder, use_postgres=False)) as database:
+        for n in range(2_000):
+            database.conversations.save(f"c{n % 50}", f"question {n}", "an answer", metadata={"n": n})
+        database.telemetry.append_many(
+            [{"event_type": f"t{n % 5}", "timestamp": 1.7e9 + n, "response_time": n / 7} for n in range(5_000)]
+        )
+        rng = np.random.default_rng(1)
+        for start in range(0, VECTORS, 500):
+            vectors = rng.normal(size=(500, DIMENSION)).astype(np.float32).tolist()
+            database.embeddings.add("bench", [f"v{start + i}" for i in range(500)], vectors)
+
+
+def sides(work: Path, source: Path, admin: str) -> Iterator[tuple[str, Legacy | UnifiedDatabase]]:
+    """Make the files, databases and objects of all sides."""
+    for number, name in enumerate(SIDES):
+        folder = work / f"side{number}"
+        prepare(folder, source)
+        if number == 0:
+            yield name, Legacy(folder)
+            continue
+        dsn = fresh_database(admin, f"bench_side{number}")
+        if number > 1:
+            command = (sys.executable, "-m", "iceburg.cli", "migrate", str(folder), "--dsn", dsn)
+            subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        settings = Settings(
+            data_dir=folder, use_postgres=number > 1, dual_write=number != 3, database_url=make_conninfo(dsn)
+        )
+        yield name, UnifiedDatabase(settings)
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entities", type=int, default=100_000)
+    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--keep", type=Path, help="a generated installation to use; it is only read")
+    options = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="iceburg-bench-", dir="/var/tmp"))
+    work.chmod(0o711)
+    server = EmbeddedServer(work / "home")
+    try:
+        source = options.keep or work / "installation"
+        if not source.exists():
+            generate(source, entities=options.entities, odd_values=False, vectors=0, metadata_rows=0)
+        with closing(sqlite3.connect(f"file:{source / 'matrix.db'}?mode=ro", uri=True)) as connection:
+            count = connection.execute("SELECT count(*) FROM entities").fetchone()[0]
+            step = max(1, count // 500)
+            known = [r[0] for r in connection.execute("SELECT entity_id FROM entities WHERE rowid % ? = 1", (step,))]
+            names = [r[0] for r in connection.execute("SELECT name FROM entities WHERE rowid % ? = 2", (step,))]
+        rng = random.Random(0)
+        rng.shuffle(known)
+        # Common syllables, words, and whole names that hardly any entity has.
+        words = [word for name in names[:40] for word in (name.split()[0][:3], name.split()[-1], name)]
+        rng.shuffle(words)
+        all_sides = list(sides(work, source, server.ensure_running()))
+        settle(server.ensure_running())
+        calls = {name: operations(side, known, words) for name, side in all_sides}
+        print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, {count:,} entities")
+        print(f"{options.calls} calls each, in turns; p50 / p95 in ms; ratios of p50 to ICEBURG's way\n")
+        print("| operation | " + " | ".join(SIDES) + " | dual | alone |")
+        print("| --- |" + " ---: |" * (len(SIDES) + 2))
+        for operation in calls["flag off"]:
+            slow = operation in ("search by name", "count by type")
+            found = measure(operation, calls, options.calls // (5 if slow else 1))
+            print(row(operation, found), flush=True)
+        for _, side in all_sides:
+            if isinstance(side, UnifiedDatabase):
+                side.close()
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(work)
+    print(f"\n{datetime.now(UTC):%Y-%m-%d}")
+
+
+def measure(
+    operation: str, calls: dict[str, dict[str, Callable[[int], Any]]], count: int
+) -> dict[str, tuple[float, float]]:
+    """Time an operation on every side that has it, in turns; return p50 and p95."""
+    taken: dict[str, list[float]] = {name: [] for name, of in calls.items() if operation in of}
+    for n in range(count + 5):
+        for name, seconds in taken.items():
+            call = calls[name][operation]
+            started = time.perf_counter()
+            call(n)
+            if n >= 5:
+                seconds.append(time.perf_counter() - started)
+    return {name: percentiles(seconds) for name, seconds in taken.items()}
+
+
+def row(operation: str, found: dict[str, tuple[float, float]]) -> str:
+    """Write a row of the table."""
+    cells = [f"{found[name][0]:.2f} / {found[name][1]:.2f}" if name in found else "" for name in SIDES]
+    base = found.get(SIDES[0], found[SIDES[1]])[0]
+    ratios = [f"{found[name][0] / base:.2f}" for name in SIDES[2:]]
+    return f"| {operation} | " + " | ".join([*cells, *ratios]) + " |"
+
+
+if __name__ == "__main__":
+    main()
