@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from psycopg.conninfo import make_conninfo
+from pydantic import SecretStr
 
 from benchmarks.copy_speed import fresh_database, settle
 from iceburg.config import Settings
@@ -190,7 +190,7 @@ def sides(work: Path, source: Path, admin: str) -> Iterator[tuple[str, Legacy | 
             command = (sys.executable, "-m", "iceburg.cli", "migrate", str(folder), "--dsn", dsn)
             subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         settings = Settings(
-            data_dir=folder, use_postgres=number > 1, dual_write=number != 3, database_url=make_conninfo(dsn)
+            data_dir=folder, use_postgres=number > 1, dual_write=number != 3, database_url=SecretStr(dsn)
         )
         yield name, UnifiedDatabase(settings)
 
