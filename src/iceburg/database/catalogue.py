@@ -23,10 +23,11 @@ from iceburg.mappings.mapping import Mapping
 from iceburg.mappings.sqlite_record import RecordShape
 from iceburg.mappings.table import ColumnPlan, TableMapping
 from iceburg.mappings.telemetry import TelemetryMapping
+from iceburg.mappings.vectors import VectorTableMapping
 from iceburg.records import StoreKind
 
 Definition = dict[str, Any]
-_OWNER_COLUMNS: Final = {"embeddings": "collection_id", "table": None}
+_OWNER_COLUMNS: Final = {"embeddings": "collection_id", "vectors": "collection_id", "table": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,8 @@ def build_mapping(name: str, dataset_id: int, definition: Definition) -> Mapping
         plans = tuple(ColumnPlan(**plan) for plan in definition["plans"])
         return TableMapping(plans, tuple(definition["key"]), key_width)
     shape = RecordShape(key_width, tuple(definition["columns"]))
+    if kind == "vectors":
+        return VectorTableMapping(name, dataset_id, shape, definition["collection"]["dimension"])
     if kind == "conversations":
         return ConversationMapping(name, dataset_id, shape)
     if kind in ("entities", "relationships"):

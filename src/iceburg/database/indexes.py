@@ -113,6 +113,8 @@ def vector_index(names: SchemaNames, dataset: Dataset, kind: str, rows: int) -> 
         return None, None
     if dimension > _HALFVEC_LIMIT:
         return None, f"no vector index: pgvector indexes up to {_HALFVEC_LIMIT} dimensions, search is exact"
+    if dimension == 1 and kind == "ivfflat" and collection["distance"] != "l2":
+        return None, "no vector index: pgvector's ivfflat needs two dimensions for this distance, search is exact"
     kind_of_vector = "vector" if dimension <= _VECTOR_LIMIT else "halfvec"
     lists = max(1, rows // 1000 if rows <= 1_000_000 else round(rows**0.5))
     options = sql.SQL("WITH (lists = {})").format(sql.Literal(lists)) if kind == "ivfflat" else sql.SQL("")

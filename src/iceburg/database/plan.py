@@ -6,6 +6,7 @@ gets a table of its own.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
@@ -18,16 +19,23 @@ from iceburg.database.names import column_names, schema_name, unique
 from iceburg.database.schema import SchemaNames
 from iceburg.mappings.conversations import REQUIRED
 from iceburg.mappings.document import ENTITIES, RELATIONSHIPS
+from iceburg.mappings.embeddings import MAX_DIMENSION
+from iceburg.mappings.json_value import is_usable_text
 from iceburg.mappings.table import ROWID_COLUMN
+from iceburg.mappings.vectors import TABLE_COLUMNS
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores, dataset_name, name_collections
+from iceburg.sources.sqlite_fetch import lenient_text
 from iceburg.sources.sqlite_rows import TableReader
-from iceburg.sources.sqlite_schema import Table
+from iceburg.sources.sqlite_schema import DatabaseDescription, Table
 
 _DOCUMENTS: Final = {
     "entities": (ENTITIES, {"entity_id", "name", "entity_type"}),
     "relationships": (RELATIONSHIPS, {"relationship_id", "source_id", "target_id", "relationship_type"}),
 }
+# The table in which the unified layer lists its collections of embeddings, and the table of each.
+_COLLECTIONS: Final = "collections"
+_SELECT_COLLECTIONS: Final = "SELECT table_name, name, dimension, distance FROM main.collections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +138,21 @@ def _plan_sqlite(
     file, description = stores.sqlite(store)
     schema = schema_name(store.name, names.prefix, taken)
     tables = _table_names(description.tables)
+    collections = file.run(lambda connection: _collections(connection, description))
     found = []
     for table in description.tables:
         name = dataset_name(store, table.name)
         old = known.get(name)
-        if old is not None and old["description"] == _description(table):
+        collection = collections.get(table.name)
+        if collection is not None:
+            definition: Definition = {
+                "mapping": "vectors",
+                **_common(file.reader(table), table),
+                "collection": collection,
+            }
+            found.append(PlannedDataset(name, definition, names.data, "embeddings"))
+            continue
+        if old is not None and old["mapping"] != "vectors" and old["description"] == _description(table):
             found.append(PlannedDataset(name, old, *_place(old, names, schema, tables[table.name])))
             continue
         reader = file.reader(table)
@@ -143,6 +161,34 @@ def _plan_sqlite(
         found.append(PlannedDataset(name, definition, *place, hazards))
     skipped = tuple(f"{s.kind} {s.name}: {s.why}" for s in description.skipped)
     return StorePlan(tuple(found), skipped, description=asdict(description))
+
+
+def _collections(connection: sqlite3.Connection, description: DatabaseDescription) -> dict[str, dict[str, Any]]:
+    """Return the collections of embeddings that the unified layer keeps in a file, by the name of their tables."""
+    tables = {table.name: table for table in description.tables}
+    listed = tables.get(_COLLECTIONS)
+    if listed is None or not {"name", "table_name", "dimension", "distance"} <= {c.name for c in listed.columns}:
+        return {}
+    connection.text_factory = lenient_text
+    found = {}
+    for table_name, name, dimension, distance in connection.execute(_SELECT_COLLECTIONS).fetchall():
+        table = tables.get(table_name) if isinstance(table_name, str) else None
+        fits = isinstance(name, str) and is_usable_text(name) and distance in ("cosine", "l2", "ip")
+        sized = dimension is None or (isinstance(dimension, int) and 0 < dimension <= MAX_DIMENSION)
+        if table is not None and fits and sized and _is_vector_table(table):
+            found[table_name] = {
+                "id": table_name,
+                "tenant": "default_tenant",
+                "database": "default_database",
+                "name": name,
+                "dimension": dimension,
+                "distance": distance,
+            }
+    return found
+
+
+def _is_vector_table(table: Table) -> bool:
+    return tuple(column.name for column in table.columns) == TABLE_COLUMNS and table.integer_primary_key == "row_id"
 
 
 def _table_names(tables: tuple[Table, ...]) -> dict[str, str]:
@@ -172,14 +218,18 @@ def _as_json(value: Any) -> Any:
     return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def define_table(reader: TableReader, table: Table) -> tuple[Definition, tuple[str, ...]]:
-    """Define the dataset of a table; also say what the census saw."""
-    common = {
+def _common(reader: TableReader, table: Table) -> Definition:
+    return {
         "source_table": table.name,
         "description": _description(table),
         "key_width": reader.key_width,
         "columns": [column.name for column in table.columns],
     }
+
+
+def define_table(reader: TableReader, table: Table) -> tuple[Definition, tuple[str, ...]]:
+    """Define the dataset of a table; also say what the census saw."""
+    common = _common(reader, table)
     builtin = builtin_mapping(table)
     if builtin is not None:
         return {"mapping": builtin, **common}, ()

@@ -72,7 +72,7 @@ def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
         if item.store.name in run.problems:
             continue
         for dataset in run.catalogue.datasets(item.source.source_id):
-            if dataset.definition["mapping"] != "embeddings":
+            if "collection" not in dataset.definition:
                 continue
             check_dimension(run.connection, run.names, dataset)
             statement, note = vector_index(run.names, dataset, run.options.vector_index, dataset.target_rows or 0)

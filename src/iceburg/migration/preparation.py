@@ -8,6 +8,7 @@ from psycopg.types.json import Jsonb
 
 from iceburg.database.catalogue import Dataset, Source
 from iceburg.database.change_log import log_state
+from iceburg.database.datasets import has_same_conversion
 from iceburg.database.indexes import drop_collection_structure
 from iceburg.database.plan import PlannedDataset, StorePlan, plan_store
 from iceburg.database.positions import BEING_MIGRATED, Mark, set_position
@@ -95,7 +96,7 @@ def _take_in(
             _drop(run, dataset)
     for found in plan.datasets:
         old = known.get(found.name)
-        if old is not None and not _same_conversion(old, found):
+        if old is not None and not has_same_conversion(old, found):
             _drop(run, old)
             old = None
         if old is None:
@@ -105,7 +106,7 @@ def _take_in(
             run.catalogue.set_phase(old.dataset_id, "loading")
             if old.definition["mapping"] == "table":
                 loosen(run.connection, old)
-            elif old.definition["mapping"] == "embeddings":
+            elif "collection" in old.definition:
                 _put_collection(run, store, old.dataset_id, found)
 
 
@@ -115,7 +116,7 @@ def _add(run: Run, stores: OpenStores, store: Store, source: Source, planned: Pl
     )
     if planned.definition["mapping"] == "table":
         create_table(run.connection, planned.schema, planned.table, planned.definition)
-    if planned.definition["mapping"] == "embeddings":
+    if "collection" in planned.definition:
         _put_collection(run, store, dataset_id, planned)
     reader = stores.reader(store, planned.definition)
     run.ledger.add_streams(dataset_id, _ranges(reader, run.options.jobs))
@@ -144,15 +145,6 @@ def _put_collection(run: Run, store: Store, dataset_id: int, planned: PlannedDat
 def _drop(run: Run, dataset: Dataset) -> None:
     """Remove a dataset that the source has no more, or has in another shape."""
     remove_dataset(run.connection, run.names, dataset)
-
-
-def _same_conversion(old: Dataset, planned: PlannedDataset) -> bool:
-    """Whether a dataset's rows are as the plan would make them; a collection may change all but its identity."""
-    if (old.target_schema, old.target_table) != (planned.schema, planned.table):
-        return False
-    if old.definition["mapping"] == planned.definition["mapping"] == "embeddings":
-        return bool(old.definition["collection"]["id"] == planned.definition["collection"]["id"])
-    return old.definition == planned.definition
 
 
 def _ranges(reader: DatasetReader[Any], jobs: int) -> list[tuple[Key | None, Key | None]]:

@@ -18,7 +18,7 @@ def remove_dataset(connection: psycopg.Connection, names: SchemaNames, dataset: 
         drop_table(connection, dataset.target_schema, dataset.target_table)
     else:
         dataset.target().delete_all(connection)
-    if kind == "embeddings":
+    if "collection" in dataset.definition:
         drop_collection_structure(connection, names, dataset.dataset_id)
         connection.execute(names.format(statements.DELETE_COLLECTION), (dataset.dataset_id,))
     Catalogue(connection, names).forget_dataset(dataset.dataset_id)
