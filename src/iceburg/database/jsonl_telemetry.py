@@ -60,7 +60,7 @@ class JsonlTelemetry:
         lines = [line_of(event, self._stem) + b"\n" for event in events]
         if not lines:
             return
-        with fork_guard.active(), self._writing, self._failures(), self._locked() as file:
+        with fork_guard.active(), self._writing, self._explained("written"), self._locked() as file:
             size = os.fstat(file).st_size
             if os.pread(file, len(GZIP_MAGIC), 0) == GZIP_MAGIC:
                 raise SourceError("is compressed", where=str(self._path), hint="Decompress it, or move it away.")
@@ -102,12 +102,12 @@ class JsonlTelemetry:
             return file
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             hint = "Make room and try again." if error.errno in _NO_SPACE else "Check the path and its permissions."
-            raise SourceError(f"cannot be written: {error.strerror}", where=str(self._path), hint=hint) from error
+            raise SourceError(f"cannot be {what}: {error.strerror}", where=str(self._path), hint=hint) from error
 
     def newest(
         self, event_type: str | None = None, since: str | None = None, until: str | None = None, limit: int = 100
@@ -147,7 +147,7 @@ class JsonlTelemetry:
 
     @contextmanager
     def _fresh(self) -> Iterator[int | None]:
-        with fork_guard.active(), self._reading:
+        with fork_guard.active(), self._reading, self._explained("read"):
             file = self._index.refresh()
             try:
                 yield file

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -267,11 +267,9 @@ class SqliteSession:
     def _make_file(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _making:
+            with _making, suppress(FileExistsError):  # made by another program at this moment
                 if not self.path.exists():
                     os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except FileExistsError:
-            return  # made by another program at this moment
         except OSError as error:
             raise SourceError(
                 f"cannot be made: {error.strerror}",

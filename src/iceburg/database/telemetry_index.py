@@ -56,7 +56,9 @@ class TelemetryIndex:
         Raises
         ------
         SourceError
-            The file cannot be read.
+            The file is not one that can be read; `SourceBusyError` where it is replaced all the time.
+        OSError
+            The system cannot read it.
         """
         for _ in range(_ATTEMPTS):
             try:
@@ -64,10 +66,6 @@ class TelemetryIndex:
             except FileNotFoundError:
                 self._clear()
                 return None
-            except OSError as error:
-                raise SourceError(
-                    f"cannot be read: {error.strerror}", where=str(self._path), hint="Check its permissions."
-                ) from error
             try:
                 if self._is_up_to_date(file):
                     file, found = -1, file
