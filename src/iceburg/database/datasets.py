@@ -32,6 +32,7 @@ VALUES (%(collection_id)s, %(store)s, %(tenant)s, %(database)s, %(name)s, %(dime
 ON CONFLICT (collection_id) DO UPDATE SET name = EXCLUDED.name, dimension = EXCLUDED.dimension,
     distance = EXCLUDED.distance, definition = EXCLUDED.definition
 """
+_DELETE_COLLECTION: Final[LiteralString] = "DELETE FROM {data}.embedding_collections WHERE collection_id = %s"
 
 
 def taken_schemas(connection: psycopg.Connection, names: SchemaNames, catalogue: Catalogue, source: Source) -> set[str]:
@@ -101,7 +102,7 @@ def reconcile(connection: psycopg.Connection, names: SchemaNames, store: Store) 
     planned = {found.name: found for found in plan.datasets}
     for name, dataset in known.items():
         if name not in planned or not has_same_conversion(dataset, planned[name]):
-            _drop(connection, names, catalogue, dataset)
+            remove_dataset(connection, names, dataset)
     anew = []
     for name, found in planned.items():
         old = known.get(name)
@@ -150,14 +151,13 @@ def _add(
             make_index(connection, names, plan)
 
 
-def _drop(connection: psycopg.Connection, names: SchemaNames, catalogue: Catalogue, dataset: Dataset) -> None:
+def remove_dataset(connection: psycopg.Connection, names: SchemaNames, dataset: Dataset) -> None:
+    """Remove a dataset's rows, its table if it has one of its own, and what the ledger has of it."""
     if dataset.definition["mapping"] == "table":
         drop_table(connection, dataset.target_schema, dataset.target_table)
     else:
         dataset.target().delete_all(connection)
     if "collection" in dataset.definition:
         drop_collection_structure(connection, names, dataset.dataset_id)
-        connection.execute(
-            names.format("DELETE FROM {data}.embedding_collections WHERE collection_id = %s"), (dataset.dataset_id,)
-        )
-    catalogue.forget_dataset(dataset.dataset_id)
+        connection.execute(names.format(_DELETE_COLLECTION), (dataset.dataset_id,))
+    Catalogue(connection, names).forget_dataset(dataset.dataset_id)

@@ -9,11 +9,11 @@ import psycopg
 
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.connection import Target, connect
+from iceburg.database.datasets import remove_dataset
 from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.errors import UsageError
 from iceburg.migration import statements
 from iceburg.migration.ledger import Ledger
-from iceburg.migration.removal import remove_dataset
 from iceburg.sources.discovery import discover
 
 

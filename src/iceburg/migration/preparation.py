@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from psycopg.types.json import Jsonb
-
 from iceburg.database.catalogue import Dataset, Source
 from iceburg.database.change_log import log_state
-from iceburg.database.datasets import has_same_conversion
+from iceburg.database.datasets import has_same_conversion, put_collection, remove_dataset, taken_schemas
 from iceburg.database.indexes import drop_collection_structure
 from iceburg.database.plan import PlannedDataset, StorePlan, plan_store
 from iceburg.database.positions import BEING_MIGRATED, Mark, set_position
 from iceburg.database.structure import create_table, loosen
 from iceburg.errors import SourceError
-from iceburg.migration import statements
-from iceburg.migration.removal import remove_dataset
 from iceburg.migration.run import Run, Work
 from iceburg.records import DatasetReader, Key, Store
 from iceburg.sources.access import OpenStores
@@ -40,8 +36,7 @@ def prepare_store(run: Run, stores: OpenStores, store: Store, *, again: bool = F
     run.listener.phase(f"{store.name}: looking at what it holds")
     log = _log(stores, store)
     known = {dataset.name: dataset for dataset in run.catalogue.datasets(source.source_id)}
-    taken = {d.target_schema for d in run.catalogue.datasets() if d.source_id != source.source_id}
-    taken |= _foreign_schemas(run)
+    taken = taken_schemas(run.connection, run.names, run.catalogue, source)
     try:
         plan = plan_store(stores, store, run.names, {n: d.definition for n, d in known.items()}, taken)
     except SourceError as error:
@@ -69,16 +64,6 @@ def _log(stores: OpenStores, store: Store) -> Mark | None:
     return None if state is None else Mark(state.log_id, state.last)
 
 
-def _foreign_schemas(run: Run) -> set[str]:
-    """Return the schemas of the database that are not ours: no file's tables may go there.
-
-    One that is empty may be what is left of a store that was forgotten.
-    """
-    ours = {dataset.target_schema for dataset in run.catalogue.datasets()}
-    rows = run.connection.execute(statements.SELECT_TAKEN_SCHEMAS).fetchall()
-    return {name for (name,) in rows} - ours | {run.names.data, run.names.state}
-
-
 def _take_in(
     run: Run,
     stores: OpenStores,
@@ -93,11 +78,11 @@ def _take_in(
     planned = {dataset.name for dataset in plan.datasets}
     for name, dataset in known.items():
         if name not in planned:
-            _drop(run, dataset)
+            remove_dataset(run.connection, run.names, dataset)
     for found in plan.datasets:
         old = known.get(found.name)
         if old is not None and not has_same_conversion(old, found):
-            _drop(run, old)
+            remove_dataset(run.connection, run.names, old)
             old = None
         if old is None:
             _add(run, stores, store, source, found)
@@ -124,27 +109,9 @@ def _add(run: Run, stores: OpenStores, store: Store, source: Source, planned: Pl
 
 
 def _put_collection(run: Run, store: Store, dataset_id: int, planned: PlannedDataset) -> None:
-    collection = planned.definition["collection"]
     drop_collection_structure(run.connection, run.names, dataset_id)
     run.catalogue.redefine(dataset_id, planned.definition)
-    run.connection.execute(
-        run.names.format(statements.UPSERT_COLLECTION),
-        {
-            "collection_id": dataset_id,
-            "store": store.name,
-            "tenant": collection["tenant"],
-            "database": collection["database"],
-            "name": collection["name"],
-            "dimension": collection["dimension"],
-            "distance": collection["distance"],
-            "definition": Jsonb(collection),
-        },
-    )
-
-
-def _drop(run: Run, dataset: Dataset) -> None:
-    """Remove a dataset that the source has no more, or has in another shape."""
-    remove_dataset(run.connection, run.names, dataset)
+    put_collection(run.connection, run.names, store, dataset_id, planned.definition)
 
 
 def _ranges(reader: DatasetReader[Any], jobs: int) -> list[tuple[Key | None, Key | None]]:

@@ -25,13 +25,6 @@ SELECT_RUNS: Final[LiteralString] = """
 SELECT run_id, command, started_at, finished_at, status FROM {state}.runs ORDER BY run_id DESC LIMIT %s
 """
 
-SELECT_TAKEN_SCHEMAS: Final[LiteralString] = """
-SELECT nspname FROM pg_namespace n WHERE NOT has_schema_privilege(n.oid, 'CREATE')
-OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid)
-OR EXISTS (SELECT FROM pg_type t WHERE t.typnamespace = n.oid)
-OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = n.oid)
-"""
-
 HAS_KEY: Final[LiteralString] = "SELECT 1 FROM pg_index WHERE indrelid = %s::text::regclass AND indisunique LIMIT 1"
 SELECT_KEYLESS: Final[LiteralString] = """
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -116,11 +109,3 @@ INSERT INTO {state}.verifications
 VALUES (%(run_id)s, %(dataset)s, %(source_rows)s, %(target_rows)s, %(quarantined_rows)s, %(compared_rows)s,
         %(differences)s)
 """
-UPSERT_COLLECTION: Final[LiteralString] = """
-INSERT INTO {data}.embedding_collections
-       (collection_id, store, tenant, database, name, dimension, distance, definition)
-VALUES (%(collection_id)s, %(store)s, %(tenant)s, %(database)s, %(name)s, %(dimension)s, %(distance)s, %(definition)s)
-ON CONFLICT (collection_id) DO UPDATE SET name = EXCLUDED.name, dimension = EXCLUDED.dimension,
-    distance = EXCLUDED.distance, definition = EXCLUDED.definition
-"""
-DELETE_COLLECTION: Final[LiteralString] = "DELETE FROM {data}.embedding_collections WHERE collection_id = %s"
