@@ -183,8 +183,9 @@ class _Nearest(Generic[Payload]):
             trusted = (norms > NORMS[0] * _WELL_WITHIN) & (norms < NORMS[1] / _WELL_WITHIN)
         if trusted.any():
             # A record is at least its margin nearer than the database says, and this one at most its own farther.
+            distances, norms = distances[trusted], norms[trusted]
             lower = distances - 2 * margin(self._distance, self._query, distances, norms)
-            self._bound = max(self._bound, float(lower[trusted].max()))
+            self._bound = max(self._bound, float(lower.max()))
 
 
 def _bytes(text: Any) -> bytes:
