@@ -136,6 +136,7 @@ class ConversationContract:
         while page := adapter.conversations.newest(conversation_id, limit=size, before=last):
             assert len(page) <= size
             pages += page
+            assert len(pages) <= len(whole)
             last = page[-1]
         assert pages == whole
 

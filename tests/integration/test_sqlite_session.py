@@ -406,6 +406,30 @@ def test_a_file_that_is_not_there_any_more_is_opened_anew(session: SqliteSession
         assert [a for (a,) in connection.execute("SELECT a FROM t ORDER BY rowid")] == [*expected, "newest"]
 
 
+@pytest.mark.parametrize("how", ["reading", "writing"])
+def test_a_file_that_is_replaced_before_its_lock_is_given_is_opened_anew(tmp_path: Path, how: str) -> None:
+    session = SqliteSession(tmp_path / "a.db", schema=SCHEMA)
+    insert(session, "old")
+    connection = session.connection()
+    replacement = tmp_path / "new.db"
+    with closing(sqlite3.connect(replacement)) as other:
+        other.execute("CREATE TABLE t (a, b)")
+
+    def replace(*_: object) -> int:
+        if replacement.exists():
+            replacement.replace(session.path)
+        return sqlite3.SQLITE_OK
+
+    # Asked for leave to begin, the last thing before the lock.
+    connection.set_authorizer(replace)
+    with getattr(session, how)() as used:
+        assert used is not connection
+        assert used.execute(COUNT).fetchone() == (0,)
+    insert(session, "new")
+    assert values(session) == ["new"]
+    session.close()
+
+
 def test_a_file_that_is_replaced_within_a_transaction_gets_nothing(session: SqliteSession) -> None:
     def work() -> None:
         with session.writing() as connection:
