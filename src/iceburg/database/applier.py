@@ -148,7 +148,8 @@ class SqliteApplier:
         return None if state is None else Mark(state.log_id, state.last)
 
     def _session_state(self) -> change_log.LogState | None:
-        return change_log.log_state(self._session.connection())
+        with self._session.reading() as file:
+            return change_log.log_state(file)
 
     def _arm(self) -> change_log.LogState:
         with self._session.writing() as file:
@@ -173,7 +174,8 @@ class SqliteApplier:
 
     def pending(self, position: int) -> int:
         """Return the number of entries after a position."""
-        return change_log.count_pending(self._session.connection(), position)
+        with self._session.reading() as file:
+            return change_log.count_pending(file, position)
 
     def apply(self, connection: psycopg.Connection) -> Applied:
         """Apply everything that is pending.
@@ -290,7 +292,8 @@ class SqliteApplier:
         return Applied(changed.last, changed.changes)
 
     def _version(self) -> str:
-        return str(self._session.connection().execute("PRAGMA schema_version").fetchone()[0])
+        with self._session.reading() as file:
+            return str(file.execute("PRAGMA schema_version").fetchone()[0])
 
     def _rearm(self, *, by_rowid: bool) -> str:
         """Bring the triggers up to the tables; return what the structure is known by then.
