@@ -29,7 +29,7 @@ class Breaker:
         return self._failures > 0
 
     def allows(self) -> bool:
-        """Whether the caller may ask PostgreSQL now; it must report how that went."""
+        """Whether the caller may ask PostgreSQL now; it must report how that went, if only that it did not ask."""
         if not self._failures:
             return True
         now = time.monotonic()
@@ -47,14 +47,23 @@ class Breaker:
         if not self._failures:
             return False
         with self._lock:
+            news = self._failures > 0
             self._failures, self._trying = 0, 0.0
-        return True
+        return news
 
     def failed(self) -> bool:
         """Note that it did not; return whether that was news."""
+        now = time.monotonic()
         with self._lock:
-            self._failures += 1
+            if self._failures and now < self._until:
+                # Calls that were under way together fail together: that is one failure.
+                return False
             self._trying = 0.0
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures - 1, 10))
-            self._until = time.monotonic() + pause
+            self._failures += 1
+            self._until = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures - 1, 10))
             return self._failures == 1
+
+    def not_asked(self) -> None:
+        """Note that the caller could not find out; another may try."""
+        with self._lock:
+            self._trying = 0.0

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
+import stat
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Final
 
 from iceburg.config import Settings, parse_flag
+from iceburg.database import fork_guard
 from iceburg.errors import UsageError
 
 _LOOK_EVERY: Final = 0.25
+_LONGEST: Final = 64
 _log = logging.getLogger(__name__)
 
 
@@ -24,66 +27,103 @@ class Flag:
     Parameters
     ----------
     settings
-        ``use_postgres`` counts where there is no flag file.
+        ``use_postgres`` counts where there is no flag file, or nothing in it.
 
     Raises
     ------
     UsageError
-        The flag file holds something else than a flag.
+        The flag file cannot be read, or holds something else than a flag.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._default = settings.use_postgres
         self._path = settings.flag_file
         self._lock = threading.Lock()
-        self._seen: tuple[int, int, int] | None = None
         self._next_look = 0.0
+        self._emptied = False
+        self._text = ""
+        self._problem = ""
         self._value = self._default
         if self._path is not None:
+            hint = "Write true or false into it."
             try:
-                self._look()
+                self._take(_content(self._path))
+            except OSError as error:
+                raise UsageError(f"cannot be read: {error.strerror}", where=str(self._path), hint=hint) from error
             except ValueError as error:
-                raise UsageError(str(error), where=str(self._path), hint="Write true or false into it.") from error
+                raise UsageError(str(error), where=str(self._path), hint=hint) from error
+            fork_guard.register(self)
 
     def __bool__(self) -> bool:
         """Return the flag as it is now, or was a quarter of a second ago."""
         if self._path is not None and time.monotonic() >= self._next_look and self._lock.acquire(blocking=False):
             try:
-                self._look()
-            except ValueError as error:
+                self._look(self._path)
+                self._problem = ""
+            except (OSError, ValueError) as error:
                 # A running process must not stop for a typing error: what was true stays true.
-                _log.error("%s: %s; the flag stays %s", self._path, error, str(self._value).lower())
+                if str(error) != self._problem:
+                    _log.error("%s: %s; the flag stays %s", self._path, error, str(self._value).lower())
+                self._problem = str(error)
             finally:
                 self._lock.release()
         return self._value
 
-    def _look(self) -> None:
-        assert self._path is not None  # noqa: S101 - the callers have seen to it
+    def _look(self, path: Path) -> None:
         self._next_look = time.monotonic() + _LOOK_EVERY
-        try:
-            status = self._path.stat()
-        except FileNotFoundError:
-            self._seen, self._value = None, self._default
+        # Read each time: a file that is written again within one tick of the clock has the same status.
+        text = _content(path)
+        if not text and self._text and not self._emptied:
+            # Perhaps it is just being written: the next look tells.
+            self._emptied = True
             return
-        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if seen == self._seen:
-            return
-        with contextlib.suppress(FileNotFoundError):  # removed at this moment: the next look says so
-            text = self._path.read_text("utf-8", "replace")
-            self._seen = seen
-            self._value = parse_flag(text) if text.strip() else self._default
+        self._emptied = False
+        self._take(text)
+
+    def _take(self, text: str) -> None:
+        value = parse_flag(text) if text else self._default
+        self._text, self._value = text, value
+
+    def before_fork(self) -> None:
+        """See `fork_guard.ForkAware`."""
+
+    def after_fork_in_child(self) -> None:
+        """See `fork_guard.ForkAware`."""
+        # Another thread may have been looking.
+        self._lock = threading.Lock()
+
+
+def _content(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_LONGEST).strip()
+    except FileNotFoundError:
+        return ""
 
 
 def write_flag(path: Path, value: bool) -> None:
-    """Write a flag file, whole or not at all, readable for its owner only."""
+    """Write a flag file, whole or not at all, durably; one that is there keeps its owner and permissions."""
+    path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    # The application may run as another user: whoever may read files made here may read the flag.
+    descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(descriptor, "w") as file:
+            with contextlib.suppress(FileNotFoundError):
+                there = path.stat()
+                os.fchmod(descriptor, stat.S_IMODE(there.st_mode))
+                if (there.st_uid, there.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(descriptor, there.st_uid, there.st_gid)
             file.write(f"{str(value).lower()}\n")
             file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
+            os.fsync(descriptor)
+        new.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
