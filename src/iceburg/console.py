@@ -16,6 +16,7 @@ from rich.text import Text
 
 from iceburg.database.embedded import ServerStatus
 from iceburg.inspection_view import render_inspection
+from iceburg.log_view import Logs, render_logs
 from iceburg.migration.inspection import Inspection
 from iceburg.migration.report import MigrationReport
 from iceburg.migration.status import Status
@@ -26,8 +27,6 @@ _PLAIN_INTERVAL: Final = 5.0
 _NUMERIC: Final = frozenset(
     (
         "rows",
-        "source rows",
-        "target rows",
         "bytes",
         "preserved",
         "quarantined",
@@ -35,6 +34,14 @@ _NUMERIC: Final = frozenset(
         "compared",
         "differences",
         "copied",
+        "tables",
+        "new",
+        "entries",
+        "last entry",
+        "pending",
+        "applied up to",
+        "rechecked",
+        "unsettled",
     )
 )
 
@@ -122,17 +129,7 @@ class ProgressView:
 def _table(*columns: str, title: str = "") -> Table:
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        numeric = column in (
-            "rows",
-            "bytes",
-            "preserved",
-            "quarantined",
-            "seconds",
-            "compared",
-            "differences",
-            "copied",
-        )
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in _NUMERIC else "left", overflow="fold")
     return table
 
 
@@ -269,6 +266,11 @@ def show_status(status: Status) -> None:
 def show_inspection(inspection: Inspection) -> None:
     """Print what an installation holds."""
     render_inspection(_printer(), inspection, _table)
+
+
+def show_logs(logs: Logs) -> None:
+    """Print what was done to the change logs, or how they stand."""
+    render_logs(_printer(), logs, _table)
 
 
 def server_document(status: ServerStatus) -> dict[str, Any]:
