@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -131,18 +132,19 @@ def _collect(
     """Add rows until there are enough of them or no more; return whether there are no more."""
     weight = 0
     for sql, values in queries:
-        cursor = connection.execute(sql, (*values, size - len(rows)))
-        while chunk := cursor.fetchmany(chunk_size):
-            if flagged:
-                inside = [row[:-1] for row in chunk if row[-1]]
-                rows += inside
-                if len(inside) < len(chunk):
-                    return True
-            else:
-                rows += chunk
-            weight += sum([len(v) for row in chunk for v in row if v.__class__ is str or v.__class__ is bytes])
-            if len(rows) >= size or weight >= max_bytes:
-                return False
+        # Closed at once where it fails, too: an error keeps its frames, and an unfinished cursor keeps the file locked.
+        with closing(connection.execute(sql, (*values, size - len(rows)))) as cursor:
+            while chunk := cursor.fetchmany(chunk_size):
+                if flagged:
+                    inside = [row[:-1] for row in chunk if row[-1]]
+                    rows += inside
+                    if len(inside) < len(chunk):
+                        return True
+                else:
+                    rows += chunk
+                weight += sum([len(v) for row in chunk for v in row if v.__class__ is str or v.__class__ is bytes])
+                if len(rows) >= size or weight >= max_bytes:
+                    return False
     return True
 
 
