@@ -101,12 +101,6 @@ def read_lines(raw: bytes) -> list[Line]:
     return found
 
 
-def inode_of(path: Path) -> str:
-    """Return what names a JSONL file's log."""
-    status = path.stat()
-    return f"{status.st_dev}:{status.st_ino}"
-
-
 @dataclass
 class History:
     """Every state that a file was in when something had committed."""

@@ -42,7 +42,7 @@ from iceburg.config import Settings
 from iceburg.database import change_log
 from iceburg.database.applier import NotReadyError, SqliteApplier, open_applier
 from iceburg.database.flag import write_flag
-from iceburg.database.jsonl_applier import JsonlApplier
+from iceburg.database.jsonl_applier import JsonlApplier, jsonl_state
 from iceburg.database.layout import Layout
 from iceburg.database.schema import schema_names
 from iceburg.database.sqlite_adapter import SqliteAdapter
@@ -58,7 +58,6 @@ from tests.faults.dual_checks import (
     check_caught_up,
     check_prefix,
     check_prefix_of_lines,
-    inode_of,
     open_target,
     require,
 )
@@ -206,7 +205,9 @@ class DualMachine(RuleBasedStateMachine):
     def note_commit(self, path: Path) -> None:
         if path == self.layout.telemetry:
             raw = path.read_bytes()
-            generations = self.lines.setdefault(inode_of(path), [])
+            state = jsonl_state(path)
+            assert state is not None
+            generations = self.lines.setdefault(state.log_id, [])
             if generations and raw.startswith(generations[-1]):
                 generations[-1] = raw
             else:
@@ -505,7 +506,8 @@ class DualMachine(RuleBasedStateMachine):
         path = self.layout.telemetry
         raw = b'{"event_type": "anew"}\n' if how == "rotate" else b""
         if how == "rewrite":
-            raw = b'{"event_type": "another"}\n' * (len(path.read_bytes()) // 20 + 1)
+            raw = b'{"event_type": "another%d"}\n' % self.tables * (len(path.read_bytes()) // 20 + 1)
+            self.tables += 1
         if how == "rotate":
             path.rename(self.folder / f"rotated{self.tables}")
             self.tables += 1

@@ -6,6 +6,7 @@ is read anew.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from iceburg.sources.jsonl import BOM
 MAX_BYTES_READ_WHOLE: Final = 64 << 20
 _PIECE: Final = 4 << 20
 _BACK: Final = 64 << 10
+_HEAD: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class JsonlState:
     Attributes
     ----------
     log_id
-        The file's identity: device and inode.
+        The file's identity: device, inode, and a hash of its first line. A file that is emptied and filled again, or
+        deleted and made again, may keep its inode.
     end
         The offset behind its last finished line.
     """
@@ -67,7 +70,10 @@ def jsonl_state(path: Path) -> JsonlState | None:
                     end = start + found + 1
                     break
                 end = start
-            return JsonlState(f"{status.st_dev}:{status.st_ino}", end)
+            file.seek(0)
+            head = file.read(min(_HEAD, end)).partition(b"\n")[0]
+            first = hashlib.sha256(head).hexdigest()[:16] if end else ""
+            return JsonlState(f"{status.st_dev}:{status.st_ino}:{first}", end)
     except FileNotFoundError:
         return None
     except OSError as error:
