@@ -54,3 +54,7 @@ SET_NOTES: Final[LiteralString] = "UPDATE {state}.datasets SET notes = %(notes)s
 SET_LOSSES: Final[LiteralString] = "UPDATE {state}.datasets SET losses = %(losses)s WHERE dataset_id = %(dataset_id)s"
 
 DELETE_DATASET: Final[LiteralString] = "DELETE FROM {state}.datasets WHERE dataset_id = %(dataset_id)s"
+
+SELECT_INSTALLATION: Final[LiteralString] = "SELECT path FROM {state}.installation"
+INSERT_INSTALLATION: Final[LiteralString] = "INSERT INTO {state}.installation (path) VALUES (%s)"
+MOVE_INSTALLATION: Final[LiteralString] = "UPDATE {state}.installation SET path = %s"

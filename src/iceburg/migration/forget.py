@@ -11,8 +11,8 @@ from iceburg.database.catalogue import Catalogue
 from iceburg.database.connection import Target, connect
 from iceburg.database.datasets import remove_dataset
 from iceburg.database.schema import SchemaNames, check_schema
+from iceburg.database.statements import SELECT_INSTALLATION
 from iceburg.errors import UsageError
-from iceburg.migration import statements
 from iceburg.migration.ledger import Ledger
 from iceburg.sources.discovery import discover
 
@@ -56,7 +56,7 @@ def forget_source(target: Target, names: SchemaNames, name: str, present: Collec
 
 def _stores_of_installation(connection: psycopg.Connection, names: SchemaNames) -> set[str]:
     """Return the stores of the installation that was migrated, whatever part of which directory a command was given."""
-    row = connection.execute(names.format(statements.SELECT_INSTALLATION)).fetchone()
+    row = connection.execute(names.format(SELECT_INSTALLATION)).fetchone()
     if row is None or not Path(row[0]).is_dir():
         return set()
     return {store.name for store in discover(Path(row[0]))}

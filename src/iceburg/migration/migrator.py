@@ -15,11 +15,11 @@ from typing import Final
 
 import psycopg
 
+from iceburg.database.bootstrap import claim_target
 from iceburg.database.catalogue import Catalogue
-from iceburg.database.connection import Target, check_server
-from iceburg.database.schema import SchemaNames, apply_schema
-from iceburg.errors import IceburgError, SourceError, TargetError
-from iceburg.migration import statements
+from iceburg.database.connection import Target
+from iceburg.database.schema import SchemaNames
+from iceburg.errors import IceburgError, SourceError
 from iceburg.migration.completion import complete_stores
 from iceburg.migration.keys import defer_keys, keyless_tables
 from iceburg.migration.ledger import Ledger
@@ -89,9 +89,7 @@ class Migrator:
         started = time.monotonic()
         self._listener.phase(f"target: {self._target.description}")
         with connect_writer(self._target.dsn) as connection, OpenStores() as stores:
-            check_server(connection, schema=self._names.data)
-            apply_schema(connection, self._names)
-            self._claim(connection)
+            claim_target(connection, self._names, self._data_dir, moved=self._options.moved)
             ledger = Ledger(connection, self._names)
             self._run = Run(
                 connection,
@@ -135,23 +133,6 @@ class Migrator:
             # The session's commits are synchronous: this one makes durable all that the workers committed before.
             self._run.ledger.finish_run(run_id, "interrupted" if interrupted else report.status, report.to_json())
             return report
-
-    def _claim(self, connection: psycopg.Connection) -> None:
-        """Have the target belong to this installation, or refuse."""
-        path = str(self._data_dir.resolve())
-        with connection.transaction():
-            row = connection.execute(self._names.format(statements.SELECT_INSTALLATION)).fetchone()
-            if row is None:
-                connection.execute(self._names.format(statements.INSERT_INSTALLATION), (path,))
-            elif row[0] != path:
-                if not self._options.moved:
-                    raise TargetError(
-                        f"It holds the installation {row[0]}, not {path}.",
-                        where=f"schema {self._names.state}",
-                        hint="Nothing was changed. Give another schema (`--schema NAME`) or another database; if it is"
-                        " the same installation at a new place, add --moved.",
-                    )
-                connection.execute(self._names.format(statements.MOVE_INSTALLATION), (path,))
 
     def _find_missing(self) -> None:
         found = {store.name for store in self._stores}

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Final, LiteralString
 
-SELECT_INSTALLATION: Final[LiteralString] = "SELECT path FROM {state}.installation"
-INSERT_INSTALLATION: Final[LiteralString] = "INSERT INTO {state}.installation (path) VALUES (%s)"
-MOVE_INSTALLATION: Final[LiteralString] = "UPDATE {state}.installation SET path = %s"
-
 TRY_LOCK: Final[LiteralString] = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 RAISE_FENCE: Final[LiteralString] = "UPDATE {state}.installation SET fence = fence + 1 RETURNING fence"
 # FOR SHARE makes the next run's RAISE_FENCE wait for the transaction that asks.

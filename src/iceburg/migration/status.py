@@ -9,6 +9,7 @@ from typing import Any
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.connection import Target, connect
 from iceburg.database.schema import SchemaNames, check_schema
+from iceburg.database.statements import SELECT_INSTALLATION
 from iceburg.errors import SourceError
 from iceburg.migration import statements
 from iceburg.migration.ledger import Ledger
@@ -97,7 +98,7 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
             {"run_id": run, "command": command, "started": str(start), "finished": end and str(end), "status": status}
             for run, command, start, end, status in connection.execute(names.format(statements.SELECT_RUNS), (5,))
         ]
-        row = connection.execute(names.format(statements.SELECT_INSTALLATION)).fetchone()
+        row = connection.execute(names.format(SELECT_INSTALLATION)).fetchone()
         complete = all(source.complete and source.state == "unchanged" for source in sources)
         return Status(
             target.description,
