@@ -27,44 +27,7 @@ _INDEXES: Final = (
 )
 
 
-def claim_installation(
-    connection: psycopg.Connection, names: SchemaNames, data_dir: Path, *, moved: bool = False
-) -> None:
-    """Have a target belong to an installation, or refuse.
-
-    Parameters
-    ----------
-    connection
-        To the target, which has the schema.
-    names
-        Of the target's schemas.
-    data_dir
-        The installation.
-    moved
-        Whether it may have been at another place before.
-
-    Raises
-    ------
-    TargetError
-        The target belongs to another one.
-    """
-    path = str(data_dir.resolve())
-    with connection.transaction():
-        connection.execute(names.format(statements.CLAIM_INSTALLATION), (path,))
-        row = connection.execute(names.format(statements.SELECT_INSTALLATION)).fetchone()
-        if row is None or row[0] == path:
-            return
-        if not moved:
-            raise TargetError(
-                f"It holds the installation {row[0]}, not {path}.",
-                where=f"schema {names.state}",
-                hint="Nothing was changed. Give another schema (`--schema NAME`) or another database; if it is"
-                " the same installation at a new place, add --moved.",
-            )
-        connection.execute(names.format(statements.MOVE_INSTALLATION), (path,))
-
-
-def claim_target(connection: psycopg.Connection, names: SchemaNames, data_dir: Path) -> None:
+def claim_target(connection: psycopg.Connection, names: SchemaNames, data_dir: Path, *, moved: bool = False) -> None:
     """Make the schema, and have the target belong to an installation.
 
     Parameters
@@ -75,17 +38,32 @@ def claim_target(connection: psycopg.Connection, names: SchemaNames, data_dir: P
         Of the target's schemas.
     data_dir
         The installation.
+    moved
+        Whether it may have been at another place before.
 
     Raises
     ------
     TargetError
-        It is no target, or another's.
+        It is no target, or belongs to another installation.
     """
     check_server(connection, schema=names.data)
+    path = str(data_dir.resolve())
     with connection.transaction():
         connection.execute("SET LOCAL synchronous_commit = on")
+        # Locks out whoever else does this, until the transaction ends.
         apply_schema(connection, names)
-        claim_installation(connection, names, data_dir)
+        row = connection.execute(names.format(statements.SELECT_INSTALLATION)).fetchone()
+        if row is None:
+            connection.execute(names.format(statements.INSERT_INSTALLATION), (path,))
+        elif row[0] != path:
+            if not moved:
+                raise TargetError(
+                    f"It holds the installation {row[0]}, not {path}.",
+                    where=f"schema {names.state}",
+                    hint="Nothing was changed. Give another schema (`--schema NAME`) or another database; if it is"
+                    " the same installation at a new place, add --moved.",
+                )
+            connection.execute(names.format(statements.MOVE_INSTALLATION), (path,))
 
 
 def ensure_target(connection: psycopg.Connection, names: SchemaNames, layout: Layout) -> None:
