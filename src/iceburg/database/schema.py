@@ -123,7 +123,8 @@ def apply_schema(connection: psycopg.Connection, names: SchemaNames) -> None:
         _compare(applied, names, complete=False)
         for file in schema_files():
             if file.number not in applied:
-                connection.execute(names.format(file.text))
+                # Several statements in one text are never prepared, whatever the connection does with others.
+                connection.execute(names.format(file.text), prepare=False)
                 connection.execute(
                     names.format(
                         "INSERT INTO {state}.{table} (number, name, checksum) VALUES (%s, %s, %s)",
