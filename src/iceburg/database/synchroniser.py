@@ -223,14 +223,17 @@ class Synchroniser:
             return
         for source, applier in self._appliers.items():
             prune = getattr(applier, "prune", None)
-            if prune is None or source not in self._applied:
+            if source not in self._applied:
                 continue
-            try:
-                with self._session.connection() as connection, self.watched(connection):
-                    prune(connection)
-            except (psycopg.Error, IceburgError) as error:
-                # The entries stay; the next round tries again.
-                _log.info("%s: its log was not pruned: %s", source, error)
+            if prune is not None:
+                try:
+                    with self._session.connection() as connection, self.watched(connection):
+                        prune(connection)
+                except (psycopg.Error, IceburgError) as error:
+                    # The entries stay; the next round tries again.
+                    _log.info("%s: its log was not pruned: %s", source, error)
+            # PostgreSQL may have crashed while nobody asked it, and be back with less.
+            self._applied.pop(source, None)
 
     def _cut_overdue(self) -> None:
         now = time.monotonic()
