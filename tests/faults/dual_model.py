@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,11 +36,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from iceburg.database.bootstrap import claim_target
+from pydantic import SecretStr
 
 from iceburg.config import Settings
 from iceburg.database import change_log
 from iceburg.database.applier import NotReadyError, SqliteApplier, open_applier
+from iceburg.database.bootstrap import claim_target
 from iceburg.database.flag import write_flag
 from iceburg.database.jsonl_applier import JsonlApplier, jsonl_state
 from iceburg.database.layout import Layout
@@ -62,30 +63,25 @@ from tests.faults.dual_checks import (
     require,
 )
 from tests.faults.dual_operations import Legacy, Read, Write
-from tests.faults.dual_world import Clock, Crash, Places, Server, watched
+from tests.faults.dual_world import NAMES, Clock, Crash, Places, Server, watched
 from tests.support import migrate
 
 ACTORS = 3
 SQLITE_STORES = ("matrix", "conversations", "vectors")
-_PLACES_OF_A_WRITE = ("uncommitted", "saved", "noted", "read", "written", "moved", "applied")
-_FRESH = "PostgreSQL alone has it"
+_PLACES_OF_A_WRITE = tuple(place for place in NAMES if place not in ("settled", "pruning"))
+_STRUCTURES = {
+    "vacuum": "VACUUM",
+    "add table": "CREATE TABLE later{0} (a INTEGER PRIMARY KEY, b); INSERT INTO later{0} (b) VALUES ('x'), (1.5)",
+    "add column": "ALTER TABLE extra ADD COLUMN c{0} TEXT DEFAULT 'd'",
+    "drop table": "DROP TABLE IF EXISTS later1; DROP TABLE IF EXISTS later2; DROP TABLE IF EXISTS later3",
+    "same table again": "DROP TABLE keyless; CREATE TABLE keyless (v TEXT, w); INSERT INTO keyless VALUES ('{0}', 1)",
+}
 
 actors = st.integers(0, ACTORS - 1)
 stores = st.sampled_from(operations.STORES)
 disturbances = st.sampled_from(
-    [
-        "crash",
-        "crash",
-        "crash and kill",
-        "kill",
-        "restart",
-        "end sessions",
-        "legacy",
-        "legacy",
-        "other",
-        "other",
-        "flag",
-    ]
+    ["crash", "crash", "crash and kill", "kill", "restart", "end sessions"]
+    + ["legacy", "legacy", "structure", "other", "other", "flag"]
 )
 
 
@@ -126,9 +122,9 @@ class DualMachine(RuleBasedStateMachine):
         for session in self.reference.sessions.values():
             session.connection()
         for write in (
-            operations._save("c0", "one", {"n": 1}, 1),
-            operations._upsert(["a"], [1.0], "one"),
-            operations._append([{"event_type": "query", "timestamp": 1_700_000_000}]),
+            operations.save("c0", "one", {"n": 1}, 1),
+            operations.upsert(["a"], [1.0], "one"),
+            operations.append([{"event_type": "query", "timestamp": 1_700_000_000}]),
         ):
             write.do(self.reference)
         with closing(sqlite3.connect(self.layout.matrix)) as connection:
@@ -150,7 +146,7 @@ class DualMachine(RuleBasedStateMachine):
         return UnifiedDatabase(
             Settings(
                 data_dir=self.layout.data_dir,
-                database_url=self.dsn,
+                database_url=SecretStr(self.dsn),
                 use_postgres=True,
                 flag_file=self.flag_file,
                 pool_min=0,
@@ -164,15 +160,19 @@ class DualMachine(RuleBasedStateMachine):
             if self.actors and sys.exc_info()[0] is None:
                 self.end()
         finally:
-            self.places.on_commit = lambda path: None
-            if self.target is not None:
-                self.target.connection.close()
-            for actor in self.actors:
-                actor.close()
-            self.reference.close()
-            if self.dsn:
-                self.server.drop_database(self.dsn)
-            shutil.rmtree(self.folder)
+            self.close()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.places.on_commit = lambda path: None
+        if self.target is not None:
+            self.target.connection.close()
+        for actor in self.actors:
+            actor.close()
+        self.reference.close()
+        if self.dsn:
+            self.server.drop_database(self.dsn)
+        shutil.rmtree(self.folder)
 
     def end(self) -> None:
         """Have PostgreSQL come back and catch up; then destroy it."""
@@ -228,12 +228,13 @@ class DualMachine(RuleBasedStateMachine):
         self.truth[store] = self.now(store)
 
     def opened_target(self) -> TargetRows:
-        try:
-            if self.target is not None:
+        if self.target is not None:
+            try:
                 self.target.connection.execute("SELECT 1")
+            except psycopg.OperationalError:  # killed meanwhile
+                self.target.connection.close()
+            else:
                 return self.target
-        except psycopg.OperationalError:  # killed meanwhile
-            self.target.connection.close()
         self.target = TargetRows(open_target(self.dsn), self.names)
         return self.target
 
@@ -246,7 +247,7 @@ class DualMachine(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         """**Durable**: the files hold what was acknowledged, and nothing else."""
         for store, truth in self.truth.items():
-            require("Durable", self.now(store) == truth, lambda store=store: f"{store}: what was acknowledged is gone")
+            require("Durable", self.now(store) == truth, f"{store}: what was acknowledged is gone")
 
     @invariant()
     def check_prefix(self) -> None:
@@ -260,8 +261,8 @@ class DualMachine(RuleBasedStateMachine):
 
     def compare_read(self, actor: UnifiedDatabase, read: Read, check: str = "Read your writes") -> None:
         """**Read your writes**: an actor reads what the files hold, whoever wrote it."""
-        wanted = repr(read.do(self.reference))
-        found = repr(read.do(actor))
+        wanted = operations.comparable(read.do(self.reference))
+        found = operations.comparable(read.do(actor))
         require(check, found == wanted, lambda: f"{read}: {found[:600]} instead of {wanted[:600]}")
 
     def read_all(self, actor: UnifiedDatabase, check: str) -> None:
@@ -412,6 +413,9 @@ class DualMachine(RuleBasedStateMachine):
                 self.server.end_sessions(self.dsn)
             if disturbance == "legacy":
                 self.do_legacy(legacy, patient=False)
+            if disturbance == "structure":
+                with suppress(sqlite3.OperationalError):  # locked
+                    self.change_structure("add column", "matrix", patient=False)
             if disturbance == "flag":
                 self.turn_flag()
             if disturbance == "other":
@@ -514,22 +518,16 @@ class DualMachine(RuleBasedStateMachine):
         path.write_bytes(raw)
         self.adopt("telemetry")
 
-    @rule(
-        what=st.sampled_from(["vacuum", "add table", "add column", "drop table"]), store=st.sampled_from(SQLITE_STORES)
-    )
-    def change_structure(self, what: str, store: str) -> None:
+    @rule(what=st.sampled_from(sorted(_STRUCTURES)), store=st.sampled_from(SQLITE_STORES))
+    def restructure(self, what: str, store: str) -> None:
+        self.change_structure(what, store)
+
+    def change_structure(self, what: str, store: str, *, patient: bool = True) -> None:
         self.tables += 1
-        statement = {
-            "vacuum": "VACUUM",
-            "add table": f"CREATE TABLE later{self.tables} (a INTEGER PRIMARY KEY, b);"
-            f"INSERT INTO later{self.tables} (b) VALUES ('x'), (1.5)",
-            "add column": f"ALTER TABLE extra ADD COLUMN c{self.tables} TEXT DEFAULT 'd'",
-            "drop table": "DROP TABLE IF EXISTS later1; DROP TABLE IF EXISTS later2; DROP TABLE IF EXISTS later3",
-        }[what]
-        if what == "add column":
+        if what in ("add column", "same table again"):
             store = "matrix"
-        with closing(sqlite3.connect(self.path(store), timeout=10)) as connection:
-            connection.executescript(statement)
+        with closing(sqlite3.connect(self.path(store), timeout=10 if patient else 0)) as connection:
+            connection.executescript(_STRUCTURES[what].format(self.tables))
         self.adopt(store)
 
     @precondition(lambda self: self.truth and not self.replaced and self.journal == "delete")
@@ -694,7 +692,7 @@ def run(examples: int, steps: int, *, number: int | None, shrink: bool, derandom
     )
     DualMachine.seen.clear()
     with world() as machine:
-        factory: Callable[[], RuleBasedStateMachine] = machine if number is None else seed(number)(machine)
+        factory: Any = machine if number is None else seed(number)(machine)
         run_state_machine_as_test(factory, settings=chosen)
     return Counter(DualMachine.seen)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from hypothesis import strategies as st
@@ -68,7 +68,9 @@ def _row(record: Entity | Relationship) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
-def _put(entities: list[Entity]) -> Write:
+def put(entities: list[Entity]) -> Write:
+    """Put entities."""
+
     def effect(rows: dict[Any, dict[str, Any]], result: Any) -> None:
         rows.update({entity.entity_id: _row(entity) for entity in entities})
 
@@ -77,7 +79,7 @@ def _put(entities: list[Entity]) -> Write:
     )
 
 
-def _relate(relationships: list[Relationship]) -> Write:
+def relate(relationships: list[Relationship]) -> Write:
     def effect(rows: dict[Any, dict[str, Any]], result: Any) -> None:
         rows.update({relationship.relationship_id: _row(relationship) for relationship in relationships})
 
@@ -92,7 +94,7 @@ def _relate(relationships: list[Relationship]) -> Write:
     )
 
 
-def _delete_entity(entity_id: str) -> Write:
+def delete_entity(entity_id: str) -> Write:
     return Write(
         "matrix",
         "delete",
@@ -104,7 +106,7 @@ def _delete_entity(entity_id: str) -> Write:
     )
 
 
-def _save(conversation: str, message: str, metadata: Any, second: int) -> Write:
+def save(conversation: str, message: str, metadata: Any, second: int) -> Write:
     timestamp = f"2026-01-01T00:00:{second:02}.000001"
 
     def effect(rows: dict[Any, dict[str, Any]], result: Any) -> None:
@@ -128,7 +130,7 @@ def _save(conversation: str, message: str, metadata: Any, second: int) -> Write:
     )
 
 
-def _update(number: int, message: str) -> Write:
+def update(number: int, message: str) -> Write:
     def effect(rows: dict[Any, dict[str, Any]], result: Any) -> None:
         if number in rows:
             rows[number] = {**rows[number], "user_message": message}
@@ -144,7 +146,7 @@ def _update(number: int, message: str) -> Write:
     )
 
 
-def _forget(number: int) -> Write:
+def forget(number: int) -> Write:
     return Write(
         "conversations",
         "delete",
@@ -156,7 +158,7 @@ def _forget(number: int) -> Write:
     )
 
 
-def _upsert(ids: list[str], numbers: list[float], text: str) -> Write:
+def upsert(ids: list[str], numbers: list[float], text: str) -> Write:
     def effect(rows: dict[Any, dict[str, Any]], result: Any) -> None:
         rows.update({record: {"record_id": record, "document": text} for record in ids})
 
@@ -174,7 +176,7 @@ def _upsert(ids: list[str], numbers: list[float], text: str) -> Write:
     )
 
 
-def _drop_record(record: str) -> Write:
+def drop_record(record: str) -> Write:
     return Write(
         "vectors",
         "delete",
@@ -186,7 +188,7 @@ def _drop_record(record: str) -> Write:
     )
 
 
-def _append(events: list[dict[str, Any]]) -> Write:
+def append(events: list[dict[str, Any]]) -> Write:
     return Write(
         "telemetry",
         "append_many",
@@ -207,26 +209,26 @@ _events = st.fixed_dictionaries(
     optional={"response_time": st.sampled_from([0.5, 1, 2**60]), "success": st.booleans(), "text": _texts},
 )
 matrix_writes = st.one_of(
-    st.builds(_put, st.lists(_entities, min_size=1, max_size=1)),
-    st.builds(_put, st.lists(_entities, min_size=1, max_size=4)),
-    st.builds(_relate, st.lists(_relationships, min_size=1, max_size=2)),
-    st.builds(_delete_entity, _ids),
+    st.builds(put, st.lists(_entities, min_size=1, max_size=1)),
+    st.builds(put, st.lists(_entities, min_size=1, max_size=4)),
+    st.builds(relate, st.lists(_relationships, min_size=1, max_size=2)),
+    st.builds(delete_entity, _ids),
 )
 conversation_writes = st.one_of(
-    st.builds(_save, st.sampled_from(["c0", "c1"]), _texts, _jsons, st.integers(0, 9)),
-    st.builds(_update, st.integers(1, 4), _texts),
-    st.builds(_forget, st.integers(1, 4)),
+    st.builds(save, st.sampled_from(["c0", "c1"]), _texts, _jsons, st.integers(0, 9)),
+    st.builds(update, st.integers(1, 4), _texts),
+    st.builds(forget, st.integers(1, 4)),
 )
 vector_writes = st.one_of(
     st.builds(
-        _upsert,
+        upsert,
         st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=2, unique=True),
         st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=2, max_size=2),
         _texts,
     ),
-    st.builds(_drop_record, st.sampled_from(["a", "b"])),
+    st.builds(drop_record, st.sampled_from(["a", "b"])),
 )
-telemetry_writes = st.builds(_append, st.lists(_events, min_size=1, max_size=2))
+telemetry_writes = st.builds(append, st.lists(_events, min_size=1, max_size=2))
 # The Matrix is where most may go wrong: eviction, several rows, the quick way.
 writes = st.one_of(matrix_writes, matrix_writes, conversation_writes, vector_writes, telemetry_writes)
 
@@ -304,6 +306,21 @@ READS = (
     Read("telemetry", "aggregate", lambda side: side.telemetry.aggregate()),
 )
 reads = st.sampled_from(READS)
+
+
+def comparable(answer: Any) -> str:
+    """Write an answer so that equal ones are written alike: the keys of JSON objects have no order, NaN is NaN."""
+    if isinstance(answer, dict):
+        return repr([(key, comparable(value)) for key, value in answer.items()])
+    if isinstance(answer, list):
+        return repr([comparable(value) for value in answer])
+    return repr(_sorted(asdict(answer)) if is_dataclass(answer) and not isinstance(answer, type) else answer)
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value, key=repr)}
+    return [_sorted(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from iceburg.database import applier, breaker, change_log, flag, jsonl_applier, synchroniser
+from iceburg.database import applier, breaker, change_log, flag, jsonl_applier, positions, synchroniser
 from iceburg.database.applier import SqliteApplier
 from iceburg.database.embedded import EmbeddedServer
 from iceburg.database.jsonl_applier import JsonlApplier
@@ -99,8 +99,10 @@ class Places:
 NAMES = (
     "uncommitted",  # the embedded write is done, but not committed
     "saved",  # committed and durable, PostgreSQL does not know
+    "planned",  # the datasets are known, nothing is read
     "noted",  # the entries are read, the rows are not, in one read transaction
     "read",  # entries and rows are read, nothing is written to PostgreSQL
+    "tried",  # the quick way has written, or has not
     "written",  # the rows are written to PostgreSQL, the position has not moved
     "moved",  # it has; the transaction is open
     "applied",  # PostgreSQL has committed, nobody was told
@@ -168,14 +170,15 @@ def watched(places: Places, clock: Clock) -> Iterator[None]:
         replace(Synchroniser, "catch_up", _before(places, "saved", Synchroniser.catch_up))
         replace(change_log, "pending", _after(places, "noted", change_log.pending))
         replace(SqliteApplier, "_write", _before(places, "read", SqliteApplier._write))
-        replace(QuickApply, "apply", _before(places, "read", QuickApply.apply))
+        replace(SqliteApplier, "_tables_at", _after(places, "planned", SqliteApplier._tables_at))
+        replace(QuickApply, "apply", _before(places, "read", _after(places, "tried", QuickApply.apply)))
         replace(jsonl_applier, "read_lines", _after(places, "read", jsonl_applier.read_lines))
         for module in (applier, jsonl_applier):
             moving = module.move_position
             replace(module, "move_position", _before(places, "written", _after(places, "moved", moving)))
         replace(SqliteApplier, "apply", _after(places, "applied", SqliteApplier.apply))
         replace(JsonlApplier, "apply", _after(places, "applied", JsonlApplier.apply))
-        replace(applier, "settle_position", _after(places, "settled", applier.settle_position))
+        replace(applier, "settle_position", _after(places, "settled", positions.settle_position))
         replace(change_log, "prune", _after(places, "pruning", change_log.prune))
         # A log of a few entries is pruned in several steps.
         replace(applier, "_PRUNE_STEP", 2)
