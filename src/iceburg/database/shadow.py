@@ -7,14 +7,15 @@ import os
 import queue
 import random
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final
 
 import psycopg
 
-from iceburg.database import metrics
+from iceburg.database import fork_guard, metrics
 from iceburg.database.positions import Mark
 from iceburg.database.postgres_session import BehindError
 from iceburg.database.protocol import Adapter
@@ -24,6 +25,7 @@ from iceburg.errors import IceburgError
 SAME_SIDE_FIRST: Final = 10
 _WAITING: Final = 100
 _KEPT: Final = 100
+_STOPPING: Final = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +70,8 @@ class ShadowReads:
         self._done: Counter[str] = Counter()
         self._process = 0
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._stopped = False
         # Which reads are compared is no secret.
         self._random = random.Random()  # noqa: S311
         self.mismatches: deque[Mismatch] = deque(maxlen=_KEPT)
@@ -76,22 +80,33 @@ class ShadowReads:
         """Have a read compared, perhaps; never waits."""
         if self._share <= 0 or self._random.random() >= self._share:
             return
-        if self._process != os.getpid():
-            self._process = os.getpid()
-            self._waiting = queue.Queue(_WAITING)
-            self._thread = threading.Thread(target=self._run, name="iceburg-shadow", daemon=True)
-            self._thread.start()
+        with self._lock:
+            if self._stopped:
+                return
+            if self._process != os.getpid():
+                self._process = os.getpid()
+                self._waiting = queue.Queue(_WAITING)
+                self._thread = threading.Thread(target=self._run, name="iceburg-shadow", daemon=True)
+                self._thread.start()
         try:
             self._waiting.put_nowait((operation, source, call))
         except queue.Full:
-            metrics.INCONCLUSIVE.labels(operation).inc()
+            _inconclusive(operation)
 
     def stop(self) -> None:
-        """Finish what was offered, and end."""
-        if self._thread is not None and self._process == os.getpid():
-            self._waiting.put(None)
-            self._thread.join(timeout=10)
-        self._process = 0
+        """Finish what was offered, for some seconds, and end."""
+        with self._lock:
+            self._stopped = True
+            thread = self._thread if self._process == os.getpid() else None
+        if thread is None:
+            return
+        deadline = time.monotonic() + _STOPPING
+        try:
+            self._waiting.put(None, timeout=_STOPPING)
+        except queue.Full:
+            _log.warning("shadow reads are left: they take too long")
+            return
+        thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
         while (item := self._waiting.get()) is not None:
@@ -99,7 +114,7 @@ class ShadowReads:
             try:
                 self.compare(operation, source, call)
             except (IceburgError, psycopg.Error) as error:
-                metrics.INCONCLUSIVE.labels(operation).inc()
+                _inconclusive(operation)
                 _log.debug("shadow read %s: %s", operation, error)
 
     def compare(self, operation: str, source: str, call: Callable[[Adapter], Any]) -> bool | None:
@@ -114,16 +129,41 @@ class ShadowReads:
         try:
             second = call(embedded if kind == "aa" else postgres)
         except BehindError:
-            metrics.INCONCLUSIVE.labels(operation).inc()
+            _inconclusive(operation)
             return None
         if before != self._mark(source):
-            metrics.INCONCLUSIVE.labels(operation).inc()
+            _inconclusive(operation)
             return None
         self._done[operation] += 1
-        metrics.COMPARISONS.labels(operation, kind).inc()
-        if first == second:
+        # The order of counts is part of the answer.
+        agree = same(first, second) and (not isinstance(first, Mapping) or list(first) == list(second))
+        with fork_guard.active():  # the locks of metrics must not be held in a child
+            metrics.COMPARISONS.labels(operation, kind).inc()
+            if not agree:
+                metrics.MISMATCHES.labels(operation, kind).inc()
+        if agree:
             return True
-        metrics.MISMATCHES.labels(operation, kind).inc()
         self.mismatches.append(Mismatch(operation, kind, first, second))
         _log.error("shadow mismatch (%s) in %s: SQLite %.500r, PostgreSQL %.500r", kind, operation, first, second)
         return False
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two answers are the same, in type too: 1 is neither 1.0 nor true, NaN is NaN, -0.0 is not 0.0.
+
+    The order of an object's keys is left aside: PostgreSQL has an order of its own.
+    """
+    if type(first) is not type(second):
+        return False
+    if is_dataclass(first):
+        return all(same(getattr(first, field.name), getattr(second, field.name)) for field in fields(first))
+    if isinstance(first, Mapping):
+        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return repr(first) == repr(second) if isinstance(first, float) else bool(first == second)
+
+
+def _inconclusive(operation: str) -> None:
+    with fork_guard.active():
+        metrics.INCONCLUSIVE.labels(operation).inc()

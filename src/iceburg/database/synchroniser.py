@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 import psycopg
 
-from iceburg.database import metrics
+from iceburg.database import fork_guard, metrics
 from iceburg.database.applier import Applied, NotReadyError
 from iceburg.database.breaker import Breaker
 from iceburg.database.positions import Mark, Position
@@ -92,6 +92,7 @@ class Synchroniser:
         self._not_ready: dict[str, float] = {}
         self._behind_since: dict[str, float] = {}
         self._deadlines: dict[int, tuple[float, psycopg.Connection]] = {}
+        self._known_available = False
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._process = 0
@@ -137,12 +138,16 @@ class Synchroniser:
         upto
             A position that is enough: nothing is done where it has been applied already.
         """
+        was_away = self._breaker.is_open
         if time.monotonic() < self._not_ready.get(source, 0.0) or not self._breaker.allows():
             return False
         with self._locks[source]:
             if upto is not None and self._applied.get(source, -1) >= upto:
-                self._breaker.succeeded()
+                self.note_success()
                 return True
+            if self._breaker.is_open and not was_away:
+                # It failed the one that was waited for: not each of those in the queue has to find out.
+                return False
             return self._catch_up(source)
 
     def _catch_up(self, source: str) -> bool:
@@ -153,7 +158,8 @@ class Synchroniser:
                     self._prepared = True
                 applied = self._appliers[source].apply(connection)
         except NotReadyError as error:
-            self._breaker.succeeded()
+            # PostgreSQL was perhaps not even asked.
+            self._breaker.not_asked()
             if source not in self._not_ready:
                 _log.warning("%s", error)
             self._not_ready[source] = time.monotonic() + _NOT_READY_FOR
@@ -161,19 +167,20 @@ class Synchroniser:
         except (psycopg.Error, TargetError) as error:
             self.note_failure(error)
             return False
-        except IceburgError as error:
+        except (IceburgError, OSError) as error:
             # The embedded side: its own callers hear of it; the changes stay in the log.
-            self._breaker.succeeded()
+            self._breaker.not_asked()
             _log.warning("%s: not applied now: %s", source, error)
             return False
         self.note_success()
         self._not_ready.pop(source, None)
         self._applied[source] = applied.position
         self._behind_since.pop(source, None)
-        metrics.PENDING.labels(source).set(0)
-        metrics.LAG.labels(source).set(0)
-        if applied.changes:
-            metrics.APPLIED.labels(source).inc(applied.changes)
+        with fork_guard.active():  # the locks of metrics must not be held in a child
+            metrics.PENDING.labels(source).set(0)
+            metrics.LAG.labels(source).set(0)
+            if applied.changes:
+                metrics.APPLIED.labels(source).inc(applied.changes)
         return True
 
     def note_failure(self, error: Exception) -> None:
@@ -181,14 +188,19 @@ class Synchroniser:
         # What it lost in a crash it has to be given again.
         self._applied.clear()
         if self._breaker.failed():
-            metrics.AVAILABLE.set(0)
+            self._known_available = False
+            with fork_guard.active():
+                metrics.AVAILABLE.set(0)
             _log.warning("PostgreSQL is left alone for a while, SQLite answers: %s", error)
 
     def note_success(self) -> None:
         """Note that PostgreSQL answered."""
         if self._breaker.succeeded():
             _log.warning("PostgreSQL answers again")
-        metrics.AVAILABLE.set(1)
+        if not self._known_available:
+            self._known_available = True
+            with fork_guard.active():
+                metrics.AVAILABLE.set(1)
 
     def _run(self) -> None:
         stop, pruned = self._stop, time.monotonic()
@@ -208,13 +220,18 @@ class Synchroniser:
             self._cut_overdue()
 
     def _look_after(self, source: str) -> None:
-        position = self._applied.get(source)
-        pending = self._appliers[source].pending(position) if position is not None else 1
+        applier, position = self._appliers[source], self._applied.get(source)
+        if position is None:
+            applier.arm()
+            if applier.mark() is None:  # a file that nobody has made yet
+                return
+        pending = 1 if position is None else applier.pending(position)
         if not pending:
             return
         self._behind_since.setdefault(source, time.monotonic())
-        metrics.PENDING.labels(source).set(pending)
-        metrics.LAG.labels(source).set(time.monotonic() - self._behind_since[source])
+        with fork_guard.active():
+            metrics.PENDING.labels(source).set(pending)
+            metrics.LAG.labels(source).set(time.monotonic() - self._behind_since[source])
         if not self._locks[source].locked():
             self.catch_up(source)
 

@@ -1,8 +1,8 @@
 """The one object that an application imports: its state in the embedded stores, in PostgreSQL, or in both in step.
 
 With the flag off it works on the embedded stores alone. With the flag on it reads from PostgreSQL, and writes to the
-embedded stores first and to PostgreSQL through their change log: turning the flag off at any moment loses nothing. Where
-PostgreSQL is away, slow or behind, the embedded stores answer. With ICEBURG_DUAL_WRITE off, PostgreSQL is alone.
+embedded stores first and to PostgreSQL through their change log: turning the flag off at any moment loses nothing.
+Where PostgreSQL is away, slow or behind, the embedded stores answer. With ICEBURG_DUAL_WRITE off, PostgreSQL is alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -40,7 +40,8 @@ from iceburg.database.schema import schema_names
 from iceburg.database.shadow import Mismatch, ShadowReads
 from iceburg.database.sqlite_adapter import SqliteAdapter
 from iceburg.database.synchroniser import Applier, Synchroniser
-from iceburg.errors import IceburgError, TargetError
+from iceburg.database.target_table import prepare_loaders
+from iceburg.errors import IceburgError, TargetError, UsageError
 
 T = TypeVar("T")
 Mode = Literal["embedded", "dual", "postgres"]
@@ -63,6 +64,7 @@ class _DualTarget:
 
     def __init__(self, dsn: str, layout: Layout, embedded: SqliteAdapter, settings: Settings, breaker: Breaker) -> None:
         names = schema_names(settings.schema_name)
+        self._names, self._data_dir = names, layout.data_dir
         files = {"conversations": layout.conversations, "matrix": layout.matrix, "embeddings": layout.vectors}
         self.appliers: dict[str, Applier] = {
             layout.store(path).name: SqliteApplier(layout.store(path), embedded.sessions[part], names)
@@ -84,12 +86,18 @@ class _DualTarget:
             self.appliers,
             breaker,
             patience=settings.postgres_timeout,
-            prepare=lambda connection: claim_target(connection, names, layout.data_dir),
+            prepare=self._claim,
         )
         self.session.synchroniser = self.synchroniser
         self.adapter = PostgresAdapter(self.session, layout)
         self.shadow = ShadowReads(settings.shadow_reads, embedded, self.adapter, self.mark)
         self.armed: set[str] = set()
+
+    def _claim(self, connection: psycopg.Connection) -> None:
+        claim_target(connection, self._names, self._data_dir)
+        # The extension may be new, and with it the type of a vector.
+        prepare_loaders(connection)
+        self.session.renew()
 
     def mark(self, source: str) -> Mark | None:
         """Say where a source is."""
@@ -206,8 +214,13 @@ class UnifiedDatabase:
         target = self._dual_target(source) if mode == "dual" else None
         result = self._timed(operation, "embedded", call, self.embedded)
         if target is not None:
-            mark = target.mark(source)
-            target.synchroniser.catch_up(source, None if mark is None else mark.position)
+            try:
+                mark = target.mark(source)
+            except IceburgError as error:
+                # It is saved: the caller must not hear otherwise, nor save it again.
+                _log.warning("%s: not applied now: %s", source, error)
+            else:
+                target.synchroniser.catch_up(source, None if mark is None else mark.position)
         return result
 
     def _ask_postgres(
@@ -226,6 +239,10 @@ class UnifiedDatabase:
             except (psycopg.Error, TargetError) as error:
                 target.synchroniser.note_failure(error)
                 return None
+            except BaseException:
+                # Such as a filter that is none: that says nothing of PostgreSQL.
+                self.breaker.not_asked()
+                raise
             else:
                 target.synchroniser.note_success()
                 target.shadow.offer(operation, source, call)
@@ -241,8 +258,10 @@ class UnifiedDatabase:
             outcome = "behind"
             raise
         finally:
-            metrics.OPERATIONS.labels(operation, side, outcome).inc()
-            metrics.DURATIONS.labels(operation, side).observe(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            with fork_guard.active():  # the locks of metrics must not be held in a child
+                metrics.OPERATIONS.labels(operation, side, outcome).inc()
+                metrics.DURATIONS.labels(operation, side).observe(seconds)
         return result
 
     def _dual_target(self, source: str) -> _DualTarget | None:
@@ -259,21 +278,25 @@ class UnifiedDatabase:
         if not self.breaker.allows():
             return None
         with self._lock:
-            if self._dual is not None or self._closed:
-                return self._dual
             try:
-                dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
-                target = _DualTarget(dsn, self.layout, self.embedded, self.settings, self.breaker)
-                self._dual = target
+                if self._dual is None and not self._closed:
+                    dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
+                    target = _DualTarget(dsn, self.layout, self.embedded, self.settings, self.breaker)
+                    target.synchroniser.start()
+                    self._dual = target
             except (psycopg.Error, TargetError) as error:
                 if self.breaker.failed():
                     _log.warning("PostgreSQL cannot be reached, SQLite answers: %s", error)
                 return None
-        target.synchroniser.start()
-        return target
+            finally:
+                # Whether it answers is found out by the call that comes next.
+                self.breaker.not_asked()
+            return self._dual
 
     def _postgres_alone(self) -> PostgresAdapter:
         with self._lock:
+            if self._closed:
+                raise UsageError("the database is closed")
             if self._alone is None:
                 names = schema_names(self.settings.schema_name)
                 dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
@@ -290,6 +313,7 @@ class UnifiedDatabase:
                         file.connection()
                     with session.connection() as connection:
                         ensure_target(connection, names, self.layout)
+                    session.renew()
                 except BaseException:
                     session.close()
                     raise
@@ -372,5 +396,14 @@ def get_unified_db() -> UnifiedDatabase:
 
 @atexit.register
 def _close_all() -> None:
-    for database in list(_open):
-        database.close()
+    with ExitStack() as all_of_them:
+        for database in list(_open):
+            all_of_them.callback(database.close)
+
+
+def _renew_lock() -> None:
+    global _shared_lock  # another thread of the parent may hold the old one
+    _shared_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
