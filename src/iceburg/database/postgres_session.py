@@ -1,71 +1,86 @@
-"""PostgreSQL as the application uses it: a pool, datasets by name, and reads that know as of which position they are.
+"""PostgreSQL as the application uses it: datasets by name, and reads that know as of which position they are.
 
 Every read is one statement that also says where the source's position is, in the same snapshot. With a gate (dual
-write) the read counts only if that position is the file's own: so a process reads its own writes, and those of any other
-writer of the file, or learns that it has to ask SQLite.
+write) the read counts only if that position is the file's own: so a process reads its own writes, and those of any
+other writer of the file, or learns that it has to ask SQLite.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, LiteralString, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Final, LiteralString, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import sql
-from psycopg_pool import ConnectionPool, PoolTimeout
 
-from iceburg.config import mask_dsn
 from iceburg.database.catalogue import Catalogue, Dataset
-from iceburg.database.connection import configure_session, connection_options
-from iceburg.database.kept import originals_of
 from iceburg.database.positions import Mark
+from iceburg.database.postgres_answer import Answer, Bound, Columns, Fetched
+from iceburg.database.postgres_change import Change, run_change
+from iceburg.database.postgres_failures import BehindError, StaleError
+from iceburg.database.postgres_pool import PostgresPool
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
-from iceburg.database.target_table import prepare_loaders
-from iceburg.errors import TargetError
 from iceburg.mappings.identity import key_text
-from iceburg.mappings.mapping import Mapping
 from iceburg.records import Value
 
-Columns: TypeAlias = dict[str, Value]
-_SCHEMA_CHANGED: Final = ("42P01", "42703", "0A000")
+__all__ = ["BehindError", "Gate", "Mark", "PostgresSession"]
 
-# The position is read in the same snapshot as the rows. `odd`: values that a condition or an order of ours would not
-# see as SQLite does.
+T = TypeVar("T")
+
+_ATTEMPTS: Final = 4
+# Undefined table, undefined column, and what a statement prepared for other columns says.
+_CHANGED: Final = ("42P01", "42703", "0A000")
+_MANY: Final = 10_000
+
+# The position is read in the same snapshot as the rows. No row at all: the dataset is gone.
 _READ: Final[LiteralString] = """
-SELECT p.log_id, p.position, p.epoch,
-       EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = {dataset}) AS quarantined,
-       EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = {dataset} AND o.field = ANY({fields})) AS odd,
-       EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = {dataset}) AS kept, t.*
-FROM (SELECT 1) AS one LEFT JOIN {state}.positions p ON p.source_id = {source}
-LEFT JOIN LATERAL ({body}) AS t ON TRUE
+SELECT p.log_id, p.position, p.epoch, {quarantined} AS quarantined, {odd} AS odd, {kept}, t.*
+FROM {state}.datasets d LEFT JOIN {state}.positions p ON p.source_id = d.source_id
+{originals} LEFT JOIN LATERAL ({body}) AS t ON TRUE
+WHERE d.dataset_id = {dataset}
 """
-_HEAD: Final = 6
+_QUARANTINED: Final[LiteralString] = "EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = {dataset})"
+_ODD: Final[LiteralString] = """
+EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = {dataset} AND o.field = ANY({fields}))
+"""
+_KEPT: Final[LiteralString] = """
+EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = {dataset}) AS kept, NULL, NULL, NULL
+"""
+_NOT_ASKED: Final[LiteralString] = "FALSE, NULL, NULL, NULL"
+_GIVEN: Final[LiteralString] = "k.keys, k.fields, k.classes, k.raw"
+_ORIGINALS: Final[LiteralString] = """
+LEFT JOIN LATERAL (SELECT array_agg(o.record_key) AS keys, array_agg(o.field) AS fields,
+    array_agg(o.storage_class) AS classes, array_agg(o.value) AS raw
+    FROM {state}.originals o WHERE o.dataset_id = {dataset} AND o.record_key = ANY({keys})) AS k ON TRUE
+"""
+_HEAD: Final = 9
+_FIND: Final[LiteralString] = "SELECT {columns} FROM {table} AS t WHERE {owned} AND "
 
-
-class BehindError(TargetError):
-    """PostgreSQL is not at the position that a read needs, or does not hold the source as SQLite does."""
+_EPOCHS: Final[LiteralString] = "SELECT source_id, epoch FROM {state}.positions"
+_KEYS_OF: Final[LiteralString] = """
+SELECT DISTINCT record_key FROM {state}.originals WHERE dataset_id = %s AND field = ANY(%s) LIMIT %s
+"""
+_SELECT_ORIGINALS: Final[LiteralString] = """
+SELECT record_key, field, storage_class, value FROM {state}.originals
+WHERE dataset_id = %(dataset)s AND record_key = ANY(%(keys)s)
+UNION ALL
+SELECT record_key, field, storage_class, value FROM {state}.originals
+WHERE dataset_id = %(dataset)s AND record_key IN
+    (SELECT record_key FROM {state}.originals WHERE dataset_id = %(dataset)s AND field = ANY(%(key_fields)s))
+"""
+_SELECT_NAMELESS: Final[LiteralString] = """
+SELECT record_key, field, storage_class, value FROM {state}.originals
+WHERE dataset_id = %s AND starts_with(record_key, '[null,')
+"""
 
 
 Gate: TypeAlias = Callable[[str], Mark | None]
-"""Says, for a source's name, what a read of it needs; None: whatever is there is right (PostgreSQL alone)."""
+"""Says, for a source's name, what a read of it needs; None: whatever is there is right."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A dataset with what reading it takes."""
-
-    dataset: Dataset
-    mapping: Mapping[Any]
-    columns: tuple[str, ...]
-    width: int
-
-
-class PostgresSession:
-    """The connections of this process to one target.
+class PostgresSession(PostgresPool):
+    """One target, its datasets, and what of it may be believed.
 
     Parameters
     ----------
@@ -74,88 +89,18 @@ class PostgresSession:
     names
         Of the target's schemas.
     gate
-        See `Gate`.
-    pool_min, pool_max
-        Connections kept, and at most.
-    timeout
-        Seconds to wait for a server to answer, and for a connection of the pool.
-    statement_timeout
-        Seconds after which the server ends a statement.
+        See `Gate`; None: PostgreSQL alone, whatever is there is right.
+    options
+        See `PostgresPool`.
     """
 
-    def __init__(
-        self,
-        dsn: str,
-        names: SchemaNames,
-        gate: Gate = lambda source: None,
-        *,
-        pool_min: int = 1,
-        pool_max: int = 10,
-        timeout: float = 10.0,
-        statement_timeout: float = 60.0,
-    ) -> None:
+    def __init__(self, dsn: str, names: SchemaNames, gate: Gate | None = None, **options: Any) -> None:
+        super().__init__(dsn, **options)
         self.names = names
-        self.description = mask_dsn(dsn)
+        self.make_missing: Callable[[], None] | None = None
         self._gate = gate
-        self._timeout = timeout
-        self._statement_timeout = statement_timeout
+        self._datasets: dict[str, tuple[Dataset, int | None]] | None = None
         self._bound: dict[str, Bound] = {}
-        self._epochs: dict[int, int] = {}
-        self._statements: dict[tuple[str, str, tuple[str, ...]], bytes] = {}
-        self._lock = threading.Lock()
-        self.pool = ConnectionPool(
-            dsn,
-            kwargs={**connection_options(dsn, timeout=timeout), "autocommit": True},
-            min_size=pool_min,
-            max_size=pool_max,
-            open=False,
-            timeout=timeout,
-            configure=self._configure,
-            name="iceburg",
-        )
-        self._opened = False
-
-    def _configure(self, connection: psycopg.Connection) -> None:
-        configure_session(connection)
-        connection.execute(
-            sql.SQL("SET statement_timeout = {}").format(sql.Literal(int(self._statement_timeout * 1000)))
-        )
-        # A commit and its position are lost together, and applied again; what is pruned from a log is durable here.
-        connection.execute("SET synchronous_commit = off")
-        connection.prepare_threshold = 0
-        prepare_loaders(connection)
-
-    @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection]:
-        """Borrow a connection, in autocommit mode.
-
-        Raises
-        ------
-        TargetError
-            No connection in time.
-        """
-        if not self._opened:
-            with self._lock:
-                if not self._opened:
-                    self.pool.open()
-                    self._opened = True
-        try:
-            borrowed = self.pool.getconn(timeout=self._timeout)
-        except PoolTimeout as error:
-            raise TargetError(
-                f"No connection to PostgreSQL within {self._timeout:g} s.",
-                where=self.description,
-                hint="Is the server running? Are ICEBURG_POOL_MAX connections enough?",
-            ) from error
-        try:
-            yield borrowed
-        finally:
-            self.pool.putconn(borrowed)
-
-    def close(self) -> None:
-        """Close all connections."""
-        if self._opened:
-            self.pool.close()
 
     def bound(self, name: str) -> Bound:
         """Return a dataset by its name.
@@ -165,28 +110,45 @@ class PostgresSession:
         BehindError
             PostgreSQL does not have it.
         """
-        found = self._bound.get(name)
-        if found is None:
-            with self.connection() as connection:
-                datasets = Catalogue(connection, self.names).datasets()
-            for dataset in datasets:
-                columns = dataset.definition.get("columns", ())
-                self._bound[dataset.name] = Bound(
-                    dataset, dataset.mapping(), tuple(columns), int(dataset.definition.get("key_width", 0))
-                )
-            found = self._bound.get(name)
+        found = self._bound.get(name) or self._bind(name)
+        if found is None and self.make_missing is not None and not self._is_pinned:
+            make, self.make_missing = self.make_missing, None
+            make()
+            self.forget()
+            found = self._bind(name)
         if found is None:
             raise BehindError("PostgreSQL does not have it yet", where=name, hint="Run `iceburg-db migrate`.")
         return found
 
+    def _bind(self, name: str) -> Bound | None:
+        datasets = self._datasets
+        if datasets is None:
+            datasets = self._datasets = self.again_if_lost(self._read_datasets)
+        if name not in datasets:
+            self._datasets = None
+            return None
+        dataset, epoch = datasets[name]
+        found = self._bound[name] = Bound.of(dataset, epoch)
+        return found
+
+    def _read_datasets(self) -> dict[str, tuple[Dataset, int | None]]:
+        with self.connection() as connection:
+            try:
+                # First: should the definitions change in between, they are newer than they are taken for.
+                epochs = dict(connection.execute(self.names.format(_EPOCHS)).fetchall())
+                datasets = Catalogue(connection, self.names).datasets()
+            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+                return {}
+        return {dataset.name: (dataset, epochs.get(dataset.source_id)) for dataset in datasets}
+
     def forget(self) -> None:
         """Read the datasets anew when they are next asked for."""
+        self._datasets = None
         self._bound = {}
-        self._statements = {}
 
     def rows(
         self, name: str, body: LiteralString, parameters: Sequence[Any] = (), *, odd: Sequence[str] = ()
-    ) -> list[tuple[Any, ...]]:
+    ) -> list[Fetched]:
         """Run a SELECT over a dataset's table and return its rows.
 
         Parameters
@@ -195,8 +157,8 @@ class PostgresSession:
             The dataset.
         body
             A SELECT; ``{table}`` stands for the table, ``{dataset}`` for its number, ``{columns}`` for the mapping's
-            columns, qualified with ``t``. Parameters are $1, $2. It must order its rows, and give at least one column
-            that is never NULL, first.
+            columns, qualified with ``t``, ``{owned}`` for the condition that a row of ``t`` is the dataset's.
+            Parameters are $1, $2. It must order its rows, and give at least one column that is never NULL, first.
         parameters
             Values for $1, $2.
         odd
@@ -208,7 +170,7 @@ class PostgresSession:
         BehindError
             The gate needs another position.
         """
-        return self._read(name, body, parameters, odd)[0]
+        return self._unless_odd(self.ask(name, body, parameters, odd=odd)).rows
 
     def records(
         self, name: str, tail: LiteralString, parameters: Sequence[Any] = (), *, odd: Sequence[str] = ()
@@ -220,96 +182,246 @@ class PostgresSession:
         name
             The dataset.
         tail
-            What follows ``SELECT columns FROM table AS t WHERE owned AND``: a condition, an order, a limit.
+            See `find`.
         parameters
             Values for $1, $2.
         odd
             As for `rows`.
         """
-        body: LiteralString = "SELECT {columns} FROM {table} AS t WHERE {owned} AND " + tail
-        rows, bound, kept = self._read(name, body, parameters, odd)
-        originals: dict[str, dict[str, Value]] = {}
-        mapping = bound.mapping
-        if kept and rows:
-            keys = [key_text(mapping.key(mapping.restore(row, {}))) for row in rows]
-            with self.connection() as connection:
-                originals = originals_of(connection, self.names, bound.dataset.dataset_id, keys)
-            return [
-                self._columns(bound, mapping.restore(row, originals.get(key, {})))
-                for row, key in zip(rows, keys, strict=True)
-            ]
-        return [self._columns(bound, mapping.restore(row, {})) for row in rows]
+        answer = self._unless_odd(self.find(name, tail, parameters, odd=odd))
+        return [answer.columns(row) for row in answer.rows]
 
-    def _columns(self, bound: Bound, record: Sequence[Value]) -> Columns:
-        return dict(zip(bound.columns, record[bound.width :], strict=True))
+    def _unless_odd(self, answer: Answer) -> Answer:
+        if answer.odd and self._gate is not None:
+            raise BehindError("PostgreSQL does not hold all of it as it is", where=answer.bound.dataset.name)
+        return answer
 
-    def _read(
-        self, name: str, body: LiteralString, parameters: Sequence[Any], odd: Sequence[str]
-    ) -> tuple[list[tuple[Any, ...]], Bound, bool]:
-        for attempt in range(3):
+    def find(
+        self,
+        name: str,
+        tail: LiteralString,
+        parameters: Sequence[Any] = (),
+        *,
+        odd: Sequence[str] = (),
+        keys: Sequence[str] | None = None,
+    ) -> Answer:
+        """Return rows of the mapping's columns, and the originals of their records.
+
+        Parameters
+        ----------
+        name
+            The dataset.
+        tail
+            What follows ``SELECT columns FROM table AS t WHERE owned AND``: a condition, an order, a limit.
+        parameters
+            Values for $1, $2.
+        odd
+            Source fields of which is to be said whether there are originals.
+        keys
+            The `key_text` of every record that can be found, if that is known: spares a look.
+        """
+        return self.find_by(name, _FIND + tail, parameters, odd, keys)
+
+    def find_by(
+        self,
+        name: str,
+        body: LiteralString,
+        parameters: Sequence[Any] = (),
+        odd: Sequence[str] = (),
+        keys: Sequence[str] | None = None,
+        odd_if: LiteralString = "",
+    ) -> Answer:
+        """Do as `find` does, for a whole SELECT of the mapping's columns; `odd_if` is a further condition for odd."""
+        originals = True if keys is None else keys
+        answer = self.ask(name, body, parameters, odd=odd, odd_if=odd_if, originals=originals)
+        if answer.kept and answer.rows:
+            if not self._is_pinned:
+                return self.in_snapshot(lambda: self.find_by(name, body, parameters, odd, keys, odd_if))
+            self._add_originals(answer)
+        return answer
+
+    def find_odd(self, name: str, fields: Sequence[str]) -> Answer:
+        """Return the rows of records that have an original in one of some fields; within a snapshot.
+
+        Raises
+        ------
+        BehindError
+            There are very many, and SQLite can be asked.
+        """
+        bound = self.bound(name)
+        limit = None if self._gate is None else _MANY
+        with self.connection() as connection:
+            found = connection.execute(
+                self.names.format(_KEYS_OF), (bound.dataset.dataset_id, list(fields), limit)
+            ).fetchall()
+        if len(found) == limit:
+            raise BehindError("PostgreSQL does not hold all of it as it is", where=name)
+        keys = [key for (key,) in found]
+        return self.find(name, "t.id = ANY($1::text[]::uuid[])", (bound.row_ids(keys),), keys=keys)
+
+    def _add_originals(self, answer: Answer) -> None:
+        bound, mapping = answer.bound, answer.bound.mapping
+        number = bound.dataset.dataset_id
+        keys = [mapping.key(answer.record(row)) for row in answer.rows]
+        wanted = {"dataset": number, "keys": list(map(key_text, keys)), "key_fields": list(bound.key_fields)}
+        with self.connection() as connection:
+            found = connection.execute(self.names.format(_SELECT_ORIGINALS), wanted).fetchall()
+            if any(None in key for key in keys):
+                # What identifies these besides is not in their rows.
+                found += connection.execute(self.names.format(_SELECT_NAMELESS), (number,)).fetchall()
+        answer.originals = bound.originals(found)
+
+    def ask(
+        self,
+        name: str,
+        body: LiteralString,
+        parameters: Sequence[Any] = (),
+        *,
+        odd: Sequence[str] = (),
+        odd_if: LiteralString = "",
+        originals: Sequence[str] | bool = False,
+    ) -> Answer:
+        """Run a SELECT as `rows` does, and say what else is known.
+
+        Parameters
+        ----------
+        name, body, parameters
+            As for `rows`.
+        odd
+            Source fields of which is to be said whether there are originals.
+        odd_if
+            A condition under which that is said, too.
+        originals
+            Whether it is to be said if there are any at all; or the `key_text` of records, of which they are read.
+        """
+        for _ in range(_ATTEMPTS):
             bound = self.bound(name)
-            need = self._gate(bound.dataset.source)
-            statement = self._statement(bound, body, odd)
+            need = None if self._gate is None else self._gate(bound.dataset.source)
             try:
-                with self.connection() as connection, psycopg.RawCursor(connection) as cursor:
-                    found = cursor.execute(statement, list(parameters), prepare=True, binary=True).fetchall()
-            except psycopg.Error as error:
-                if error.sqlstate not in _SCHEMA_CHANGED or attempt == 2:
+                found = self._run(bound, body, parameters, (tuple(odd), odd_if), originals)
+            except StaleError:
+                if self._is_pinned:
                     raise
                 self.forget()
                 continue
-            log_id, position, epoch, quarantined, inexact, kept = found[0][:_HEAD]
-            source = bound.dataset.source_id
-            if epoch is not None and self._epochs.setdefault(source, epoch) != epoch:
-                self._epochs[source] = epoch
-                self.forget()
-                continue
-            self._check(bound, need, log_id, position, held=not (quarantined or inexact))
-            return [row[_HEAD:] for row in found if row[_HEAD] is not None], bound, bool(kept)
+            log_id, position, _, quarantined, inexact, kept, *parts = found[0][:_HEAD]
+            if need is not None:
+                if log_id != need.log_id or position is None or position < need.position:
+                    raise BehindError(f"PostgreSQL is at {position}, SQLite at {need.position}", where=name)
+                if quarantined:
+                    raise BehindError("PostgreSQL does not hold all of it", where=name)
+            answer = Answer(bound, [row[_HEAD:] for row in found if row[_HEAD] is not None], inexact)
+            if isinstance(originals, bool):
+                answer.kept = kept
+            elif kept is not None:
+                answer.originals = bound.originals(list(zip(kept, *parts, strict=True)))
+            return answer
         raise BehindError("its definition changes again and again", where=name)
 
-    def _check(self, bound: Bound, need: Mark | None, log_id: str | None, position: int | None, *, held: bool) -> None:
-        if need is None:
-            return
-        if log_id != need.log_id or position is None or position < need.position:
-            raise BehindError(f"PostgreSQL is at {position}, SQLite at {need.position}", where=bound.dataset.name)
-        if not held:
-            raise BehindError("PostgreSQL does not hold all of it as it is", where=bound.dataset.name)
+    def in_snapshot(self, call: Callable[[], T]) -> T:
+        """See `PostgresPool.in_snapshot`; called anew where a definition has changed meanwhile."""
+        if self._is_pinned:
+            return call()
+        for _ in range(_ATTEMPTS):
+            try:
+                return super().in_snapshot(call)
+            except StaleError:
+                self.forget()
+        raise BehindError("definitions change again and again", where=self.description)
 
-    def _statement(self, bound: Bound, body: LiteralString, odd: Sequence[str]) -> bytes:
-        wanted = (bound.dataset.name, body, tuple(odd))
-        known = self._statements.get(wanted)
+    def _run(
+        self,
+        bound: Bound,
+        body: LiteralString,
+        parameters: Sequence[Any],
+        odd: tuple[tuple[str, ...], LiteralString],
+        originals: Sequence[str] | bool,
+    ) -> list[Fetched]:
+        if isinstance(originals, bool):
+            statement = self._statement(bound, body, odd, originals)
+            values = list(parameters)
+        else:
+            values = [*parameters, list(originals)]
+            statement = self._statement(bound, body, odd, len(values))
+        try:
+            found = self.again_if_lost(lambda: self._fetch(statement, values))
+        except psycopg.Error as error:
+            if error.sqlstate in _CHANGED:
+                raise StaleError from error
+            raise
+        if not found or found[0][2] != bound.epoch:
+            raise StaleError
+        return found
+
+    def _fetch(self, statement: bytes, values: list[Any]) -> list[Fetched]:
+        with self.connection() as connection:
+            try:
+                with psycopg.RawCursor(connection) as cursor:
+                    return cursor.execute(statement, values, prepare=True, binary=True).fetchall()
+            except psycopg.errors.FeatureNotSupported:
+                # The connection has the statement prepared for columns of other types.
+                connection.close()
+                raise
+
+    def _statement(
+        self,
+        bound: Bound,
+        body: LiteralString,
+        odd: tuple[tuple[str, ...], LiteralString],
+        originals: int | bool,
+    ) -> bytes:
+        """Write a statement; `originals` is the number of the parameter with their keys, or says whether to look."""
+        wanted = (body, odd, str(originals))
+        known = bound.statements.get(wanted)
         if known is not None:
             return known
         dataset = bound.dataset
         owner = dataset.target().owner_column
         number = sql.Literal(dataset.dataset_id)
-        inner = sql.SQL(body).format(
-            table=sql.Identifier(dataset.target_schema, dataset.target_table),
-            columns=sql.SQL(", ").join(sql.Identifier("t", column.name) for column in bound.mapping.columns),
-            dataset=number,
-            owned=sql.SQL("TRUE") if owner is None else sql.SQL("{} = {}").format(sql.Identifier("t", owner), number),
+        nothing, no = sql.SQL(""), sql.SQL("FALSE")
+        owned = sql.SQL("TRUE") if owner is None else sql.SQL("{} = {}").format(sql.Identifier("t", owner), number)
+        keys = None if isinstance(originals, bool) else sql.SQL(f"${originals}::text[]")
+        columns = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in bound.mapping.columns)
+        table = sql.Identifier(dataset.target_schema, dataset.target_table)
+
+        def part(text: LiteralString, **more: sql.Composable) -> sql.Composable:
+            return self.names.format(text, dataset=number, table=table, owned=owned, columns=columns, **more)
+
+        fields, further = odd
+        conditions = [part(_ODD, fields=sql.Literal(list(fields)))] if fields else []
+        conditions += [part(further)] if further else []
+        statement = part(
+            _READ,
+            quarantined=no if self._gate is None else part(_QUARANTINED),
+            odd=sql.SQL(" OR ").join(conditions) if conditions else no,
+            kept=part(_GIVEN if keys else _KEPT if originals else _NOT_ASKED),
+            originals=part(_ORIGINALS, keys=keys) if keys else nothing,
+            body=part(body),
         )
-        statement = self.names.format(
-            _READ, dataset=number, source=sql.Literal(dataset.source_id), fields=sql.Literal(list(odd)), body=inner
-        )
-        self._statements[wanted] = statement.as_bytes()
-        return self._statements[wanted]
+        bound.statements[wanted] = statement.as_bytes()
+        return bound.statements[wanted]
+
+    def change(self, name: str, work: Callable[[Change], T]) -> T:
+        """Write to a dataset, all or nothing; durable on return. For PostgreSQL alone; see `Change`.
+
+        With an embedded side the change log writes.
+        """
+        for _ in range(_ATTEMPTS):
+            bound = self.bound(name)
+            try:
+                return self.again_if_lost(lambda: run_change(self, bound, work))  # noqa: B023 - called at once
+            except StaleError:
+                self.forget()
+        raise BehindError("its definition changes again and again", where=name)
 
     def write(self, name: str, records: Sequence[Any], gone: Sequence[Any] = ()) -> None:
-        """Write records to a dataset and remove others, all or none, in a transaction of their own.
+        """Write records to a dataset and remove others, as `change` does."""
+        self.change(name, lambda change: change.write(records, gone))
 
-        For PostgreSQL alone: with an embedded side, the change log writes.
-        """
-        with self.connection() as connection, connection.transaction():
-            self.writer(connection, name).write(records, gone)
-
-    def writer(self, connection: psycopg.Connection, name: str) -> RecordWriter:
+    def writer(self, connection: psycopg.Connection[Any], name: str) -> RecordWriter:
         """Return a writer of a dataset, for a transaction of the caller."""
         return RecordWriter(connection, self.names, self.bound(name).dataset)
 
     def record(self, name: str, columns: Columns, reading_key: Sequence[Value] = ()) -> tuple[Value, ...]:
         """Make a source record of columns by name; those that are not given are NULL."""
-        bound = self.bound(name)
-        key = tuple(reading_key) or (None,) * bound.width
-        return (*key, *(columns.get(column) for column in bound.columns))
+        return self.bound(name).record(columns, reading_key)

@@ -1,0 +1,152 @@
+"""A write to PostgreSQL where it is alone: a transaction, one at a time for a dataset, durable or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeVar
+
+import psycopg
+from psycopg import sql
+
+from iceburg.database.indexes import INDEXES, drop_limiting_indexes, index_statement
+from iceburg.database.postgres_failures import StaleError
+from iceburg.database.record_writer import RecordWriter
+from iceburg.errors import TargetError
+from iceburg.mappings.identity import key_text
+
+if TYPE_CHECKING:
+    from iceburg.database.postgres_answer import Bound
+    from iceburg.database.postgres_session import PostgresSession
+
+T = TypeVar("T")
+
+# An arbitrary number of our own; with that of the dataset it makes a lock.
+_LOCK: Final = 0x1CEB0003
+# Writers go one after the other, as they do in SQLite: two that write the same record would meet in its key.
+_BEGIN: Final[LiteralString] = """
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on;
+SELECT pg_advisory_xact_lock({lock}, {dataset}); SELECT FROM {state}.datasets WHERE dataset_id = {dataset} FOR KEY SHARE
+"""
+_REFUSED: Final[LiteralString] = """
+SELECT reason FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY(%s) LIMIT 1
+"""
+
+
+class Change:
+    """A transaction on a dataset; in this thread, reads of the session are part of it.
+
+    Attributes
+    ----------
+    connection
+        In the transaction.
+    bound
+        The dataset.
+    """
+
+    def __init__(self, session: PostgresSession, bound: Bound, connection: psycopg.Connection[Any]) -> None:
+        self._session = session
+        self._loosened = False
+        self.connection = connection
+        self.bound = bound
+
+    def fetch(self, statement: LiteralString, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        """Run a query as `run` does; return its first row."""
+        return self.run(statement, parameters).fetchone()
+
+    def run(
+        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Run a statement in which ``{state}``, ``{table}``, ``{source}`` and ``{dataset}`` stand for the dataset's."""
+        dataset = self.bound.dataset
+        written = self._session.names.format(
+            statement,
+            table=sql.Identifier(dataset.target_schema, dataset.target_table),
+            dataset=sql.Literal(dataset.dataset_id),
+            source=sql.Literal(dataset.source_id),
+        )
+        return self.connection.execute(written, parameters)
+
+    def write(self, records: Sequence[Any], gone: Sequence[Any] = (), *, new: bool = False) -> None:
+        """Write records over what is there, or `new` ones beside it, and remove those of `gone`.
+
+        Raises
+        ------
+        TargetError
+            PostgreSQL cannot hold one of them.
+        """
+        writer = RecordWriter(self.connection, self._session.names, self.bound.dataset)
+        if new:
+            writer.append(records)
+        else:
+            writer.write(records, gone)
+        refused = self._refused(records)
+        if refused is not None and self._make_room():
+            writer.write(records)
+            refused = self._refused(records)
+        if refused is not None:
+            raise TargetError(
+                f"PostgreSQL cannot hold it: {refused}", where=self.bound.dataset.name, hint="Nothing was written."
+            )
+
+    def _refused(self, records: Sequence[Any]) -> str | None:
+        if not records:
+            return None
+        mapping = self.bound.mapping
+        keys = [key_text(mapping.key(record)) for record in records]
+        statement = self._session.names.format(_REFUSED)
+        found = self.connection.execute(statement, (self.bound.dataset.dataset_id, keys)).fetchone()
+        return None if found is None else str(found[0])
+
+    def _make_room(self) -> bool:
+        """Have indexes that may have no room for a long value replaced by their fallbacks; return whether any was."""
+        dataset, names = self.bound.dataset, self._session.names
+        if self._loosened or not drop_limiting_indexes(self.connection, names, dataset):
+            return False
+        for plan in INDEXES:
+            if plan.table == dataset.target_table and plan.fallback is not None:
+                self.connection.execute(index_statement(names, plan, fallback=True))
+        self._loosened = True
+        return True
+
+
+def run_change(session: PostgresSession, bound: Bound, work: Callable[[Change], T]) -> T:
+    """Do work in a transaction of its own; it is durable on return.
+
+    Raises
+    ------
+    TargetError
+        PostgreSQL cannot do it; nothing was written, unless the connection ended at the very commit.
+    StaleError
+        The dataset is gone.
+    """
+    number = sql.Literal(bound.dataset.dataset_id)
+    begin = session.names.format(_BEGIN, lock=sql.Literal(_LOCK), dataset=number)
+    with session.connection() as connection:
+        try:
+            cursor = connection.execute(begin, prepare=False)
+            while cursor.nextset():
+                pass
+            if not cursor.rowcount:
+                raise StaleError
+            with session.pinned(connection):
+                result = work(Change(session, bound, connection))
+        except BaseException as error:
+            with contextlib.suppress(psycopg.OperationalError):  # it is the connection that has ended
+                connection.execute("ROLLBACK", prepare=False)
+            if isinstance(error, psycopg.DataError | psycopg.IntegrityError):
+                raise TargetError(
+                    f"PostgreSQL refuses it: {error.diag.message_primary or error}",
+                    where=bound.dataset.name,
+                    hint="Nothing was written.",
+                ) from error
+            raise
+        try:
+            connection.execute("COMMIT", prepare=False)
+        except psycopg.OperationalError as error:
+            raise TargetError(
+                f"The connection ended while it was being committed, so that it may or may not be written: {error}",
+                where=session.description,
+                hint="Look before you write it again.",
+            ) from error
+    return result

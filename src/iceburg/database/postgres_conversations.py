@@ -1,0 +1,240 @@
+"""The conversations in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, LiteralString
+
+from iceburg.database import conversion
+from iceburg.database.arguments import conversation_columns, is_number, is_text, limited
+from iceburg.database.network import bytewise
+from iceburg.database.postgres_answer import Answer, Fetched, stored_json
+from iceburg.database.postgres_change import Change
+from iceburg.database.postgres_session import PostgresSession
+from iceburg.database.protocol import Conversation
+from iceburg.mappings.conversations import COLUMNS
+from iceburg.mappings.identity import key_text
+from iceburg.mappings.json_value import usable_text
+from iceburg.mappings.timestamps import iso_timestamp
+
+_NAMES: Final = [column.name for column in COLUMNS]
+_ROW_ID, _CONVERSATION, _TIME, _QUERY, _RESPONSE, _AGENT, _MODE, _METADATA, _CREATED = map(
+    _NAMES.index,
+    ("row_id", "conversation_id", "timestamp", "query", "response", "agent", "mode", "metadata", "created_at"),
+)
+# What `newest` decides on.
+_DECISIVE: Final = ("conversation_id", "timestamp")
+_BY_ID: Final[LiteralString] = "t.id = $1::uuid"
+
+# The planner expects a tenth of all rows of a limit that is a parameter; the inner one has it go along an index.
+_FEW: Final = 1_000
+_NEWEST: Final[LiteralString] = """
+SELECT * FROM (SELECT {columns} FROM {table} AS t WHERE {owned} %s
+               ORDER BY t."timestamp" DESC, t.row_id DESC %s) AS t LIMIT $1
+"""
+_OF_ONE: Final[LiteralString] = " AND t.conversation_id = $2::text"
+_BEFORE: Final[LiteralString] = ' AND (t."timestamp", t.row_id) < (${0}::timestamp, ${1}::bigint)'
+# As the source writes it: the order of these texts is that of the times.
+_BEFORE_TEXT: Final[LiteralString] = """
+ AND (to_char(t."timestamp", 'YYYY-MM-DD"T"HH24:MI:SS') || CASE WHEN t."timestamp" = date_trunc('second', t."timestamp")
+      THEN '' ELSE to_char(t."timestamp", '.US') END COLLATE "C", t.row_id) < (${0}::text, ${1}::bigint)
+"""
+_TIMED: Final[LiteralString] = ' AND t."timestamp" IS NOT NULL'
+_UNTIMED: Final[LiteralString] = ' AND t."timestamp" IS NULL'
+
+# Numbers are not used again: the source's sequence is kept up to those that were deleted.
+_NEXT_NUMBER: Final[LiteralString] = """
+SELECT 1 + greatest(0,
+    (SELECT max(row_id) FROM {table} WHERE dataset_id = {dataset}),
+    (SELECT max(substring(record_key FROM '^\\[([0-9]+)\\]$')::bigint) FROM {state}.quarantine
+     WHERE dataset_id = {dataset}),
+    (SELECT max((e.value ->> 'sequence')::bigint)
+     FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') e
+     WHERE s.source_id = {source} AND e.value ->> 'name' = %s))
+"""
+_NOTE_NUMBER: Final[LiteralString] = """
+UPDATE {state}.sources s SET description = jsonb_set(s.description, e.path, to_jsonb(%(number)s::bigint))
+FROM (SELECT ARRAY['tables', (e.ordinality - 1)::text, 'sequence'] AS path, (e.value ->> 'sequence')::bigint AS sequence
+      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') WITH ORDINALITY e
+      WHERE s.source_id = {source} AND e.value ->> 'name' = %(table)s) e
+WHERE s.source_id = {source} AND coalesce(e.sequence, 0) < %(number)s
+"""
+
+
+class PostgresConversations:
+    """A `protocol.ConversationStore`.
+
+    Parameters
+    ----------
+    session
+        The target.
+    dataset
+        Name of the dataset.
+    """
+
+    def __init__(self, session: PostgresSession, dataset: str) -> None:
+        self._session = session
+        self._dataset = dataset
+
+    def save(
+        self,
+        conversation_id: str,
+        user_message: str,
+        assistant_message: str,
+        agent_used: str | None = None,
+        mode: str | None = None,
+        metadata: Any = None,
+        timestamp: str | None = None,
+    ) -> int:
+        """Save an exchange, now or at `timestamp`; return its number."""
+        columns = conversation_columns(
+            {
+                "conversation_id": conversation_id,
+                "timestamp": conversion.now_local() if timestamp is None else timestamp,
+                "user_message": user_message,
+                "assistant_message": assistant_message,
+                "agent_used": agent_used,
+                "mode": mode,
+                "metadata": metadata,
+                "created_at": conversion.now_utc(),
+            }
+        )
+
+        def work(change: Change) -> int:
+            found = change.fetch(_NEXT_NUMBER, (change.bound.dataset.definition["source_table"],))
+            assert found is not None  # noqa: S101 - no aggregate is without a row
+            change.write([change.bound.record({**columns, "id": found[0]})], new=True)
+            return int(found[0])
+
+        return self._session.change(self._dataset, work)
+
+    def get(self, conversation: int) -> Conversation | None:
+        """Return the exchange of a number."""
+        if not is_number(conversation):
+            return None
+        answer = self._find(conversation)
+        return _conversations(answer)[0] if answer.rows else None
+
+    def _find(self, conversation: int) -> Answer:
+        key = key_text((int(conversation),))
+        row_ids = self._session.bound(self._dataset).row_ids([key])
+        return self._session.find(self._dataset, _BY_ID, row_ids, keys=[key])
+
+    def newest(
+        self, conversation_id: str | None = None, limit: int = 100, before: Conversation | None = None
+    ) -> list[Conversation]:
+        """Return the newest exchanges, of one conversation or of all, newest first."""
+        limit = limited(limit)
+        if not limit or not (conversation_id is None or is_text(conversation_id)):
+            return []
+        if before is not None and before.timestamp is None:
+            return []
+        time = None if before is None else _regular(before.timestamp)
+        if before is None or time is not None:
+            answer = self._newest(conversation_id, limit, before, time)
+            # Those without a time come first in PostgreSQL and last in SQLite.
+            if not answer.odd and not (answer.rows and answer.rows[0][_TIME] is None):
+                return _conversations(answer)
+        return self._session.in_snapshot(lambda: self._newest_exactly(conversation_id, limit, before))
+
+    def _newest(
+        self,
+        conversation_id: str | None,
+        limit: int,
+        before: Conversation | None,
+        time: datetime | None,
+        further: LiteralString = "",
+    ) -> Answer:
+        condition, values = further, [limit]
+        if conversation_id is not None:
+            condition += _OF_ONE
+            values.append(usable_text(conversation_id))  # type: ignore[arg-type]
+        if before is not None:
+            text = before.timestamp if isinstance(before.timestamp, str) else ""
+            places = str(len(values) + 1), str(len(values) + 2)
+            condition += (_BEFORE_TEXT if time is None else _BEFORE).format(*places)
+            # Neither a NUL nor what is not UTF-8 has another place among the texts of times than its substitute.
+            values += [time or usable_text(text.replace("\0", "\x01")), before.id]  # type: ignore[list-item]
+        body = _NEWEST % (condition, f"LIMIT {_FEW}" if limit <= _FEW else "")
+        return self._session.find_by(self._dataset, body, values, _DECISIVE)
+
+    def _newest_exactly(
+        self, conversation_id: str | None, limit: int, before: Conversation | None
+    ) -> list[Conversation]:
+        """Put those of which PostgreSQL has substitutes, and those without a time, where SQLite has them."""
+        odd = {one.id: one for one in _conversations(self._session.find_odd(self._dataset, _DECISIVE))}
+        time = None if before is None else _regular(before.timestamp)
+        found = [
+            one
+            for further in ((_TIMED, _UNTIMED) if before is None else (_TIMED,))
+            for one in _conversations(self._newest(conversation_id, limit + len(odd), before, time, further))
+            if one.id not in odd
+        ]
+        found += [
+            one
+            for one in odd.values()
+            if conversation_id in (None, one.conversation_id)
+            and (before is None or (one.timestamp is not None and _place(one) < _place(before)))
+        ]
+        return sorted(found, key=_place, reverse=True)[:limit]
+
+    def update(self, conversation: int, changes: Mapping[str, Any]) -> bool:
+        """Change fields; return whether the exchange is there."""
+        columns = conversation_columns(changes)
+        if not columns or not is_number(conversation):
+            return self.get(conversation) is not None
+
+        def work(change: Change) -> bool:
+            answer = self._find(conversation)
+            if answer.rows:
+                change.write([change.bound.record({**answer.columns(answer.rows[0]), **columns})])
+            return bool(answer.rows)
+
+        return self._session.change(self._dataset, work)
+
+    def delete(self, conversation: int) -> bool:
+        """Delete an exchange; return whether it was there."""
+        if not is_number(conversation):
+            return False
+
+        def work(change: Change) -> bool:
+            if not self._find(conversation).rows:
+                return False
+            change.write((), [change.bound.record({"id": int(conversation)})])
+            table = change.bound.dataset.definition["source_table"]
+            change.run(_NOTE_NUMBER, {"number": int(conversation), "table": table})
+            return True
+
+        return self._session.change(self._dataset, work)
+
+
+def _regular(timestamp: object) -> datetime | None:
+    return iso_timestamp(timestamp) if isinstance(timestamp, str) else None
+
+
+def _place(one: Conversation) -> tuple[tuple[int, bytes], int]:
+    return bytewise(one.timestamp), one.id
+
+
+def _conversations(answer: Answer) -> list[Conversation]:
+    kept = answer.originals
+    return [
+        conversion.to_conversation(answer.columns(row)) if row[0] in kept else _conversation(row) for row in answer.rows
+    ]
+
+
+def _conversation(row: Fetched) -> Conversation:
+    """Make an exchange of a row that stands for its record alone: what `restore` and `to_conversation` would do."""
+    time, created = row[_TIME], row[_CREATED]
+    return Conversation(
+        row[_ROW_ID],
+        row[_CONVERSATION],
+        None if time is None else time.isoformat(),  # type: ignore[arg-type]
+        row[_QUERY],
+        row[_RESPONSE],
+        row[_AGENT],
+        row[_MODE],
+        stored_json(row[_METADATA]),
+        None if created is None else created.isoformat(" "),
+    )

@@ -1,0 +1,227 @@
+"""The connections of this process to one PostgreSQL: a pool, what of it is alive, and what its failures mean."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from iceburg.config import mask_dsn
+from iceburg.database.connection import configure_session, connection_options
+from iceburg.database.connection_failures import explain_failure
+from iceburg.database.postgres_failures import LostError
+from iceburg.database.target_table import prepare_loaders
+from iceburg.errors import TargetError
+
+T = TypeVar("T")
+
+# Said by a server that works and has something against the statement: deadlocks, failed locks.
+_ITS_WORD: Final = ("40", "55")
+_CANCELLED: Final = "57014"
+# A connection that had ended before says so at once; one that ends later was cut because it took too long.
+_AT_ONCE: Final = 0.25
+
+# A commit of the applier and its position are lost together, and applied again; what is pruned from a log is durable.
+# One plan for all values: planning a read of one record takes longer than the read.
+_SETTINGS: Final = "SET statement_timeout = {}; SET synchronous_commit = off; SET plan_cache_mode = force_generic_plan"
+
+
+class PostgresPool:
+    """The connections of this process to one target.
+
+    Parameters
+    ----------
+    dsn
+        Connection string.
+    pool_min, pool_max
+        Connections kept, and at most.
+    timeout
+        Seconds to wait for a server to answer, and for a connection of the pool.
+    statement_timeout
+        Seconds after which the server ends a statement.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        pool_min: int = 1,
+        pool_max: int = 10,
+        timeout: float = 10.0,
+        statement_timeout: float = 60.0,
+    ) -> None:
+        self.description = mask_dsn(dsn)
+        self._dsn = dsn
+        self._timeout = timeout
+        self._statement_timeout = statement_timeout
+        self._lock = threading.Lock()
+        self._mine = threading.local()
+        self._refused: str | None = None
+        self._opened = False
+        self.pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
+            dsn,
+            connection_class=_noting(self._note),
+            kwargs={**connection_options(dsn, timeout=timeout), "autocommit": True},
+            min_size=pool_min,
+            max_size=pool_max,
+            open=False,
+            timeout=timeout,
+            configure=self._configure,
+            name="iceburg",
+        )
+
+    def _note(self, refused: str | None) -> None:
+        self._refused = refused
+
+    def _configure(self, connection: psycopg.Connection[Any]) -> None:
+        configure_session(connection)
+        connection.execute(sql.SQL(_SETTINGS).format(sql.Literal(int(self._statement_timeout * 1000))))
+        connection.prepare_threshold = 0
+        prepare_loaders(connection)
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """Borrow a connection, in autocommit mode; within `in_snapshot` or `pinned` it is that one.
+
+        Raises
+        ------
+        TargetError
+            No connection in time, or the server has ended it or cannot work; `LostError` where it has ended.
+        """
+        pinned = getattr(self._mine, "pinned", None)
+        if pinned is not None:
+            yield pinned
+            return
+        borrowed = self._borrow()
+        try:
+            yield borrowed
+        except psycopg.OperationalError as error:
+            explained = self._explained(error, ended=borrowed.closed)
+            if explained is None:
+                raise
+            raise explained from error
+        finally:
+            self.pool.putconn(borrowed)
+
+    def _borrow(self) -> psycopg.Connection[Any]:
+        if not self._opened:
+            with self._lock:
+                if not self._opened:
+                    self.pool.open()
+                    self._opened = True
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                borrowed = self.pool.getconn(timeout=deadline - time.monotonic())
+            except PoolTimeout as error:
+                raise self._no_connection() from error
+            except PoolClosed as error:
+                raise TargetError("The session is closed.", where=self.description) from error
+            if _is_quiet(borrowed):
+                return borrowed
+            # The server has ended it meanwhile: the pool makes another.
+            borrowed.close()
+            self.pool.putconn(borrowed)
+
+    def _no_connection(self) -> TargetError:
+        if self._refused is not None:
+            return explain_failure(self._refused, self._dsn)
+        return TargetError(
+            f"No connection to PostgreSQL within {self._timeout:g} s.",
+            where=self.description,
+            hint="Is the server running? Are ICEBURG_POOL_MAX connections enough?",
+        )
+
+    def _explained(self, error: psycopg.OperationalError, *, ended: bool) -> TargetError | None:
+        state = error.sqlstate or ""
+        reason = str(error).strip().partition("\n")[0]
+        if state == _CANCELLED:
+            return TargetError(f"PostgreSQL has ended a statement: {reason}.", where=self.description)
+        if ended:
+            return LostError(
+                f"The connection to PostgreSQL has ended: {reason}.", where=self.description, hint="Try again."
+            )
+        if state.startswith(_ITS_WORD):
+            return None
+        return TargetError(f"PostgreSQL cannot do it now: {reason}.", where=self.description)
+
+    def renew(self) -> None:
+        """Replace all connections, each once it is given back: the server has types that they do not know."""
+        self.pool.drain()
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._opened:
+            self.pool.close()
+
+    @property
+    def _is_pinned(self) -> bool:
+        return getattr(self._mine, "pinned", None) is not None
+
+    def in_snapshot(self, call: Callable[[], T]) -> T:
+        """Return what a call returns of which every read, in this thread, sees the same state."""
+        if self._is_pinned:
+            return call()
+        return self.again_if_lost(lambda: self._in_new_snapshot(call))
+
+    def _in_new_snapshot(self, call: Callable[[], T]) -> T:
+        with self.connection() as connection:
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", prepare=False)
+            try:
+                with self.pinned(connection):
+                    return call()
+            finally:
+                # Nothing was written; psycopg would forget prepared statements after ROLLBACK.
+                with contextlib.suppress(psycopg.OperationalError):  # it is the connection that has ended
+                    connection.execute("COMMIT", prepare=False)
+
+    @contextmanager
+    def pinned(self, connection: psycopg.Connection[Any]) -> Iterator[None]:
+        """Have every use of a connection, in this thread, be of this one, which is in a transaction."""
+        self._mine.pinned = connection
+        try:
+            yield
+        finally:
+            self._mine.pinned = None
+
+    def again_if_lost(self, call: Callable[[], T]) -> T:
+        """Return what a call returns, called once more if its connection turned out to have ended before."""
+        started = time.monotonic()
+        try:
+            return call()
+        except LostError:
+            if self._is_pinned or time.monotonic() - started > _AT_ONCE:
+                raise
+        return call()
+
+
+def _noting(note: Callable[[str | None], None]) -> type[psycopg.Connection[Any]]:
+    """Make a class of connections that notes why the last one could not be made; the pool keeps that to itself."""
+
+    class Noting(psycopg.Connection[Any]):
+        @classmethod
+        def connect(cls, conninfo: str = "", **options: Any) -> Noting:
+            try:
+                made = super().connect(conninfo, **options)
+            except psycopg.Error as error:
+                note(str(error))
+                raise
+            note(None)
+            return made
+
+    return Noting
+
+
+def _is_quiet(connection: psycopg.Connection[Any]) -> bool:
+    """Whether nothing came over an idle connection; what comes is the server's farewell, and it is gone."""
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    return not poll.poll(0)

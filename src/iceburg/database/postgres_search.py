@@ -1,0 +1,181 @@
+"""Searching entities by a part of their name in PostgreSQL, as SQLite's LIKE finds them, in the order of their ids."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString
+
+from iceburg.database.postgres_answer import Answer, Fetched
+from iceburg.database.postgres_session import PostgresSession
+from iceburg.mappings.json_value import usable_text
+from iceburg.records import Value
+
+# A text that is in many names is looked for in the order of the ids until there are enough, which costs little for each
+# entity passed; one that is in few names by its trigrams, which costs little for each name found. PostgreSQL's planner
+# cannot tell the two apart, and takes seconds where it is wrong.
+_WINDOW: Final[LiteralString] = "LIMIT 20000"
+_IN_ORDER: Final[LiteralString] = """
+SELECT {columns} FROM (
+    SELECT DISTINCT w.entity_id FROM (
+        SELECT w.entity_id FROM (
+            SELECT t.entity_id, t.name, t.entity_type FROM {table} AS t WHERE {owned} ORDER BY t.entity_id %s
+        ) AS w WHERE w.name ILIKE $1 %s LIMIT $2
+    ) AS w
+) AS w JOIN {table} AS t ON t.entity_id = w.entity_id
+WHERE {owned} AND t.name ILIKE $1 %s ORDER BY t.entity_id LIMIT $2
+"""
+_BY_TRIGRAMS: Final[LiteralString] = """
+WITH found AS MATERIALIZED (
+    SELECT t.id, t.entity_id FROM {table} AS t WHERE {owned} AND t.name ILIKE $3 AND (t.name || '') ILIKE $1 %s
+), first AS MATERIALIZED (SELECT id FROM found ORDER BY entity_id LIMIT $2)
+SELECT {columns} FROM first AS f JOIN {table} AS t ON t.id = f.id ORDER BY t.entity_id
+"""
+# Of a type of which there are fewer than the inner limit, which has the planner take the index of types.
+_RARE: Final = 5_000
+_COUNT_TYPE: Final[LiteralString] = """
+SELECT count(*) FROM (SELECT FROM {table} AS t WHERE {owned} AND t.entity_type = $1 LIMIT 5000) AS t
+"""
+_OF_TYPE: Final[LiteralString] = """
+SELECT {columns} FROM (SELECT t.* FROM {table} AS t WHERE {owned} AND t.entity_type = $3 LIMIT 5000) AS t
+WHERE t.name ILIKE $1 ORDER BY t.entity_id LIMIT $2
+"""
+WITHOUT_ID: Final[LiteralString] = "t.entity_id IS NULL"
+_SOME_WITHOUT_ID: Final[LiteralString] = "EXISTS (SELECT FROM {table} AS t WHERE {owned} AND " + WITHOUT_ID + ")"
+
+# The index of trigrams folds letters as the database does, which must not keep anything from being found.
+_ABOUT_LETTERS: Final[LiteralString] = """
+SELECT lower('I') = 'i' AND lower('ΟΑΣ') IN ('οασ', 'ΟΑΣ'), 'é' ~ '^[[:alpha:]]$',
+       EXISTS (SELECT FROM pg_opclass WHERE opcname = 'gin_trgm_ops')
+"""
+_FOLDED_IN_OTHER_WAYS: Final = re.compile("[iIjJ]|[^\x00-\x7f]")
+_RUN: Final = re.compile(r"[^\W_]{3}")
+_ASCII_RUN: Final = re.compile("[0-9A-Za-z]{3}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Letters:
+    """How the database treats letters: folds them one by one, knows those beyond ASCII; whether it has trigrams."""
+
+    simple: bool
+    all_known: bool
+    trigrams: bool
+
+
+class PostgresSearch:
+    """Searches the entities.
+
+    Parameters
+    ----------
+    session
+        The target.
+    dataset
+        Name of the dataset of the entities.
+    """
+
+    def __init__(self, session: PostgresSession, dataset: str) -> None:
+        self._session = session
+        self._dataset = dataset
+        self._letters: _Letters | None = None
+
+    def find(self, text: str, entity_type: str | None, limit: int) -> Answer:
+        """Return the first entities whose name contains a text, as PostgreSQL sees names, types and ids.
+
+        Where `odd` is set on the answer, some of them are substitutes.
+        """
+        pattern = like_pattern(text)
+        if not self._has_trigram(text):
+            return self._in_order(pattern, entity_type, limit, "")
+        answer = self._in_order(pattern, entity_type, limit, _WINDOW)
+        if len(answer.rows) >= limit or answer.odd:
+            return answer
+        if entity_type is None:
+            return self._by_trigrams(text, None, limit)
+        return self._session.in_snapshot(lambda: self._of_type(text, entity_type, limit))
+
+    def find_exactly(self, text: str, entity_type: str | None, limit: int) -> Answer:
+        """Do as `find` does, within a snapshot, without an end where there are substitutes."""
+        if not self._has_trigram(text):
+            return self._in_order(like_pattern(text), entity_type, limit, "")
+        return self._by_trigrams(text, entity_type, limit)
+
+    def _in_order(self, pattern: str, entity_type: str | None, limit: int, window: LiteralString) -> Answer:
+        values: list[Any] = [pattern, limit]
+        inner: LiteralString = ""
+        outer: LiteralString = ""
+        if entity_type is not None:
+            inner, outer = "AND w.entity_type = $3", "AND t.entity_type = $3"
+            values.append(usable_text(entity_type))
+        body = _IN_ORDER % (window, inner, outer)
+        return self._session.find_by(self._dataset, body, values, decisive(entity_type), odd_if=_SOME_WITHOUT_ID)
+
+    def _by_trigrams(self, text: str, entity_type: str | None, limit: int) -> Answer:
+        values: list[Any] = [like_pattern(text), limit, self._superset(text)]
+        condition: LiteralString = ""
+        if entity_type is not None:
+            condition = "AND t.entity_type = $4"
+            values.append(usable_text(entity_type))
+        return self._session.find_by(
+            self._dataset, _BY_TRIGRAMS % condition, values, decisive(entity_type), odd_if=_SOME_WITHOUT_ID
+        )
+
+    def _of_type(self, text: str, entity_type: str, limit: int) -> Answer:
+        usable = usable_text(entity_type)
+        ((count,),) = self._session.rows(self._dataset, _COUNT_TYPE, [usable])
+        if count == _RARE:
+            return self._by_trigrams(text, entity_type, limit)
+        return self._session.find_by(
+            self._dataset,
+            _OF_TYPE,
+            [like_pattern(text), limit, usable],
+            decisive(entity_type),
+            odd_if=_SOME_WITHOUT_ID,
+        )
+
+    def _known_letters(self) -> _Letters:
+        if self._letters is None:
+            with self._session.connection() as connection:
+                found = connection.execute(_ABOUT_LETTERS).fetchone()
+            assert found is not None  # noqa: S101 - a SELECT without a table has a row
+            self._letters = _Letters(*found)
+        return self._letters
+
+    def _has_trigram(self, text: str) -> bool:
+        letters = self._known_letters()
+        if not letters.trigrams:
+            return False
+        runs = _RUN if letters.all_known else _ASCII_RUN
+        return runs.search(text if letters.simple else _FOLDED_IN_OTHER_WAYS.sub("_", text)) is not None
+
+    def _superset(self, text: str) -> str:
+        """Return the pattern for the index: whatever SQLite finds, it finds."""
+        return like_pattern(text if self._known_letters().simple else _FOLDED_IN_OTHER_WAYS.sub("_", text))
+
+
+def decisive(entity_type: str | None) -> tuple[str, ...]:
+    """Return the source fields on which a search decides."""
+    return ("entity_id", "name") if entity_type is None else ("entity_id", "name", "entity_type")
+
+
+def like_pattern(text: str) -> str:
+    """Return PostgreSQL's pattern for a text: there, and not in SQLite, a backslash takes away a wildcard's meaning."""
+    return "%" + text.replace("\\", "\\\\") + "%"
+
+
+def contain(names: Sequence[Value], text: str) -> list[bool]:
+    """Say of names that PostgreSQL cannot hold whether they contain a text; SQLite itself is asked."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        return [_like(connection, name, f"%{text}%") for name in names]
+
+
+def _like(connection: sqlite3.Connection, name: Value, pattern: str) -> bool:
+    if isinstance(name, str):
+        # As bytes, because it may not be UTF-8.
+        raw = name.encode("utf-8", "surrogateescape")
+        row: Fetched = connection.execute("SELECT CAST(? AS TEXT) LIKE ?", (raw, pattern)).fetchone()
+    else:
+        row = connection.execute("SELECT ? LIKE ?", (name, pattern)).fetchone()
+    return bool(row[0])
