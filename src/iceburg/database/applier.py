@@ -230,7 +230,7 @@ class SqliteApplier:
                 return None
             quick = self._quick.get(table.name)
             if quick is None:
-                quick = self._quick[table.name] = QuickApply(self._names, table)
+                quick = self._quick[table.name] = QuickApply(self._names, table.dataset)
             if not quick.suited:
                 return None
             there, gone = read_current(file, table, changes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from iceburg.database.positions import (
     move_position,
     set_position,
 )
+from iceburg.database.quick_apply import QuickApply
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import SourceError
@@ -111,6 +112,9 @@ class JsonlApplier:
     def __init__(self, store: Store, names: SchemaNames) -> None:
         self.store = store
         self._names = names
+        # What the position is believed to be: a wrong belief costs the short way, nothing else.
+        self._at: Position | None = None
+        self._quick: tuple[int, QuickApply] | None = None
 
     def attach(self, connection: psycopg.Connection) -> Position:
         """Begin the position if there is none: behind what PostgreSQL has, if it has a beginning of the file.
@@ -202,6 +206,9 @@ class JsonlApplier:
             PostgreSQL cannot write now; what was applied is a prefix of the file.
         """
         changes = 0
+        quick = self._apply_one(connection)
+        if quick is not None:
+            return quick
         while True:
             known = self.attach(connection)
             with connection.transaction():
@@ -210,12 +217,29 @@ class JsonlApplier:
                 if position is None or state is None or position.log_id != state.log_id:
                     continue
                 if position.position >= state.end:
+                    self._at = position
                     return Applied(position.position, changes)
                 lines, end = read_lines(self.store.path, position.position, state.end)
                 dataset = self._dataset(connection, position.source_id)
                 RecordWriter(connection, self._names, dataset).write(lines)
                 move_position(connection, self._names, position, end, structure="", redefined=False, applied=len(lines))
                 changes += len(lines)
+
+    def _apply_one(self, connection: psycopg.Connection) -> Applied | None:
+        """Apply a single new line in one statement; None where there is not just one."""
+        at = self._at
+        state = jsonl_state(self.store.path)
+        if at is None or state is None or at.log_id != state.log_id or not 0 < state.end - at.position <= _PIECE:
+            return None
+        lines, end = read_lines(self.store.path, at.position, state.end)
+        if len(lines) != 1 or end != state.end:
+            return None
+        if self._quick is None or self._quick[0] != at.source_id:
+            self._quick = at.source_id, QuickApply(self._names, self._dataset(connection, at.source_id))
+        if not self._quick[1].apply(connection, at, end, 1, lines[0], there=True):
+            return None
+        self._at = replace(at, position=end)
+        return Applied(end, 1)
 
     def close(self) -> None:
         """Nothing is kept open."""

@@ -11,7 +11,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from iceburg.database.changed_rows import TrackedTable
+from iceburg.database.catalogue import Dataset
 from iceburg.database.positions import Position
 from iceburg.database.record_writer import is_fault_of_a_row
 from iceburg.database.schema import SchemaNames
@@ -44,13 +44,13 @@ _UNSUITED: Final = frozenset({"vector"})
 
 
 class QuickApply:
-    """Applies single records of one table."""
+    """Applies single records of one dataset."""
 
-    def __init__(self, names: SchemaNames, table: TrackedTable) -> None:
-        self._mapping = table.mapping
+    def __init__(self, names: SchemaNames, dataset: Dataset) -> None:
+        self._mapping = dataset.mapping()
         self._kinds = [column.type for column in self._mapping.columns]
         self.suited = not _UNSUITED.intersection(self._kinds)
-        target = table.dataset.target()
+        target = dataset.target()
         columns = [sql.Identifier(name) for name, _ in target.columns]
         keys = [target.columns[i] for i in target.key_columns]
         others = [name for i, (name, _) in enumerate(target.columns) if i not in target.key_columns]
@@ -59,7 +59,7 @@ class QuickApply:
         )
         common = {
             "table": target.identifier,
-            "moved": names.format(_MOVED, dataset=sql.Literal(table.dataset.dataset_id)),
+            "moved": names.format(_MOVED, dataset=sql.Literal(dataset.dataset_id)),
         }
         self._write = names.format(
             _WRITE,
