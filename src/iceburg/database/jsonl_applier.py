@@ -114,7 +114,7 @@ class JsonlApplier:
         self._names = names
         # What the position is believed to be: a wrong belief costs the short way, nothing else.
         self._at: Position | None = None
-        self._quick: tuple[int, QuickApply] | None = None
+        self._quick: tuple[tuple[int, int], QuickApply] | None = None
 
     def attach(self, connection: psycopg.Connection) -> Position:
         """Begin the position if there is none: behind what PostgreSQL has, if it has a beginning of the file.
@@ -234,8 +234,10 @@ class JsonlApplier:
         lines, end = read_lines(self.store.path, at.position, state.end)
         if len(lines) != 1 or end != state.end:
             return None
-        if self._quick is None or self._quick[0] != at.source_id:
-            self._quick = at.source_id, QuickApply(self._names, self._dataset(connection, at.source_id))
+        # Whenever the dataset may be another, so is the epoch.
+        known = at.source_id, at.epoch
+        if self._quick is None or self._quick[0] != known:
+            self._quick = known, QuickApply(self._names, self._dataset(connection, at.source_id))
         if not self._quick[1].apply(connection, at, end, 1, lines[0], there=True):
             return None
         self._at = replace(at, position=end)
