@@ -16,6 +16,7 @@ import numpy as np
 from iceburg.database.conversion import Columns, json_value
 from iceburg.database.nearest import Floats
 from iceburg.database.protocol import Collection, Distance, EmbeddingRecord, Hit, Metadata, Vector
+from iceburg.database.where import Filter, matches
 from iceburg.errors import UsageError
 from iceburg.mappings.embeddings import MAX_DIMENSION
 from iceburg.records import Value
@@ -250,3 +251,11 @@ def to_hit(columns: Columns, distance: float) -> Hit:
         metadata_of(columns["metadata"]),
         distance,
     )
+
+
+def holds(found: Filter | None, columns: Columns) -> bool:
+    """Whether a filter holds for a row of a collection's table."""
+    if found is None:
+        return True
+    document = columns["document"]
+    return matches(found, metadata_of(columns["metadata"]), document if isinstance(document, str) else None)

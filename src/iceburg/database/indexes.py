@@ -52,6 +52,7 @@ INDEXES: Final = (
     IndexPlan("matrix_relationships", "matrix_relationships_by_source", "(source_id)", "USING hash (source_id)"),
     IndexPlan("matrix_relationships", "matrix_relationships_by_target", "(target_id)", "USING hash (target_id)"),
     IndexPlan("embeddings", "embeddings_by_record", "(collection_id, record_id)", "USING hash (record_id)"),
+    IndexPlan("embeddings", "embeddings_by_row", "(collection_id, row_id)"),
     IndexPlan("telemetry", "telemetry_by_type", '(event_type, "timestamp" DESC)'),
     IndexPlan("telemetry", "telemetry_by_time", '("timestamp" DESC)'),
 )

@@ -15,6 +15,7 @@ from iceburg.database.embedding_records import (
     check_count,
     check_records,
     check_vector,
+    holds,
     to_embedding_record,
     to_hit,
 )
@@ -26,7 +27,6 @@ from iceburg.database.vector_tables import (
     VECTORS_SCHEMA,
     ensure_collection,
     find_collection,
-    holds,
     insert_records,
     matching_rows,
     near_rows,

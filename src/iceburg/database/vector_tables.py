@@ -6,15 +6,16 @@ They are ordinary tables, not sqlite-vec's own: triggers can log their changes, 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import count
 from typing import Final
 
 from iceburg.database.conversion import Columns
-from iceburg.database.embedding_records import NewRecord, encoded, metadata_of, sought_ids
+from iceburg.database.embedding_records import NewRecord, encoded, holds, sought_ids
 from iceburg.database.nearest import NORMS, Floats, norm, relative_error
 from iceburg.database.protocol import Collection, Distance
 from iceburg.database.sqlite_session import Row, fetch_all
-from iceburg.database.where import Filter, matches
+from iceburg.database.where import Filter
 from iceburg.database.where_sqlite import compile_filter
 from iceburg.errors import UsageError
 from iceburg.records import Value, VectorOrigin
@@ -62,15 +63,18 @@ def find_collection(connection: sqlite3.Connection, name: str) -> tuple[Collecti
 
 
 def make_collection(
-    connection: sqlite3.Connection, name: str, distance: str, dimension: int | None, adopted_from: str | None = None
+    connection: sqlite3.Connection,
+    name: str,
+    distance: str,
+    dimension: int | None,
+    adopted_from: str | None = None,
+    table: str | None = None,
 ) -> str:
     """Make a collection and its table, within a write transaction; return the table's name."""
-    taken = {table for (table,) in connection.execute("SELECT name FROM sqlite_master")}
-    taken |= {table for (table,) in connection.execute("SELECT table_name FROM collections")}
-    number = 1
-    while f"{_TABLE}{number}" in taken:
-        number += 1
-    table = f"{_TABLE}{number}"
+    if table is None:
+        taken = {other for (other,) in connection.execute("SELECT name FROM sqlite_master")}
+        taken |= {other for (other,) in connection.execute("SELECT table_name FROM collections")}
+        table = free_table(taken)
     connection.execute(_COLLECTION_SCHEMA.format(table))
     connection.execute(
         "INSERT INTO collections (name, table_name, dimension, distance, adopted_from)"
@@ -78,6 +82,11 @@ def make_collection(
         (encoded(name), table, dimension, distance, adopted_from),
     )
     return table
+
+
+def free_table(taken: Container[str]) -> str:
+    """Return a name for a collection's table that is not taken."""
+    return next(name for name in (f"{_TABLE}{number}" for number in count(1)) if name not in taken)
 
 
 def insert_records(
@@ -167,14 +176,6 @@ def _held(rows: Iterable[Row], found: Filter | None) -> Iterator[Columns]:
         columns = dict(zip(COLLECTION_COLUMNS, row, strict=True))
         if holds(found, columns):
             yield columns
-
-
-def holds(found: Filter | None, columns: Columns) -> bool:
-    """Whether a filter holds for a row of a collection's table."""
-    if found is None:
-        return True
-    document = columns["document"]
-    return matches(found, metadata_of(columns["metadata"]), document if isinstance(document, str) else None)
 
 
 def near_rows(
