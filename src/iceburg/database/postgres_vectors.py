@@ -41,6 +41,8 @@ _DECISIVE: Final = ("metadata", "document")
 _COUNT: Final[LiteralString] = "SELECT count(*) FROM {table} AS t WHERE {owned}"
 _BY_IDS: Final[LiteralString] = "t.record_id = ANY($1::text[])"
 _SELECT: Final[LiteralString] = "SELECT {columns} FROM {table} AS t WHERE {owned} AND "
+_OF_IDS: Final[LiteralString] = _SELECT + _BY_IDS + " AND "
+_IN_ORDER: Final[LiteralString] = " ORDER BY t.row_id LIMIT $1::bigint"
 
 
 class PostgresVectors:
@@ -213,21 +215,18 @@ class PostgresVectors:
 
     def _matching(self, place: Place, ids: Sequence[str] | None, found: Filter | None, most: int) -> list[Columns]:
         """Return the records that have one of some ids, and that a filter holds for, in order; at most so many."""
-        if ids is not None and not ids:
-            return []
-        parameters: list[Any] = []
-        named: LiteralString = "TRUE"
         if ids is not None:
-            parameters.append([usable_text(identity) for identity in ids])
-            named = _BY_IDS
-        wanted = None if ids is None else frozenset(ids)
-        limit = most if ids is None else None
-        while True:
-            place_of_limit = len(parameters) + 1
-            tail: LiteralString = f" AND {named} ORDER BY t.row_id LIMIT ${place_of_limit}::bigint"
-            answer = self._ask(place.dataset, _SELECT, tail, [*parameters, limit], found)
+            # Without an order: to go along the rows in theirs, looking for ids, would take the planner's fancy.
+            wanted = frozenset(ids)
+            answer = self._ask(place.dataset, _OF_IDS, "", [[usable_text(one) for one in wanted]], found)
             rows = [answer.columns(row) for row in answer.rows]
-            held = [row for row in rows if (wanted is None or row["record_id"] in wanted) and holds(found, row)]
+            held = [row for row in rows if row["record_id"] in wanted and holds(found, row)]
+            return sorted(held, key=lambda row: row["row_id"])[:most]  # type: ignore[arg-type, return-value]
+        limit: int | None = most
+        while True:
+            answer = self._ask(place.dataset, _SELECT, _IN_ORDER, [limit], found)
+            rows = [answer.columns(row) for row in answer.rows]
+            held = [row for row in rows if holds(found, row)]
             if len(held) >= most or limit is None or len(rows) < limit:
                 return held[:most]
             # Some have passed that the filter does not hold for.

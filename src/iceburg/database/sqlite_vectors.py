@@ -128,7 +128,7 @@ class SqliteVectors:
         with self.session.reading() as connection:
             there = find_collection(connection, collection)
             if there is not None and most:
-                for row in matching_rows(connection, there[1], ids, found):
+                for row in matching_rows(connection, there[1], ids, found, most):
                     records.append(to_embedding_record(row))
                     if len(records) == most:
                         break

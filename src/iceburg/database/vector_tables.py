@@ -148,9 +148,13 @@ def _among(ids: Sequence[str]) -> Iterator[tuple[str, list[bytes | None]]]:
 
 
 def matching_rows(
-    connection: sqlite3.Connection, table: str, ids: Sequence[str] | None, found: Filter | None
+    connection: sqlite3.Connection, table: str, ids: Sequence[str] | None, found: Filter | None, page: int = _PAGE
 ) -> Iterator[Columns]:
-    """Yield the rows that a filter holds for, in the order of the rows, whatever the order of `ids`."""
+    """Yield the rows that a filter holds for, in the order of the rows, whatever the order of `ids`.
+
+    At most `page` of them are held at once, unless ids are given.
+    """
+    page = min(page, _PAGE)
     condition = compile_filter(found)
     select = f"SELECT {', '.join(COLLECTION_COLUMNS)} FROM {table} WHERE ({condition.sql})"  # noqa: S608
     if ids is not None:
@@ -163,10 +167,10 @@ def matching_rows(
         return
     last: Value = -(2**63)
     while True:
-        page = f"{select} AND row_id > ? ORDER BY row_id LIMIT {_PAGE}"
-        rows = fetch_all(connection, page, (*condition.parameters, last))[1]
+        statement = f"{select} AND row_id > ? ORDER BY row_id LIMIT ?"
+        rows = fetch_all(connection, statement, (*condition.parameters, last, page))[1]
         yield from _held(rows, found)
-        if len(rows) < _PAGE:
+        if len(rows) < page:
             return
         last = rows[-1][0]
 
