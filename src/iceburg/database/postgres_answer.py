@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -14,7 +14,6 @@ from iceburg.database.kept import unpack_value
 from iceburg.database.postgres_failures import BehindError
 from iceburg.mappings.document import ENTITIES, RELATIONSHIPS
 from iceburg.mappings.identity import identify, key_text
-from iceburg.mappings.json_number import has_long_number
 from iceburg.mappings.mapping import Mapping, TargetColumn, UnrestorableError
 from iceburg.records import Value
 
@@ -22,11 +21,13 @@ Columns: TypeAlias = dict[str, Value]
 Fetched: TypeAlias = tuple[Any, ...]
 Originals: TypeAlias = dict[str, Value]
 
+_DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
+_LONG_NUMBER: Final = b"0" * 16
 # Where identities are texts; all others are numbers.
 _KEY_FIELDS: Final = {"entities": (ENTITIES.key,), "relationships": (RELATIONSHIPS.key,)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Bound:
     """A dataset with what reading it takes.
 
@@ -40,6 +41,10 @@ class Bound:
         Names of the source's columns, and how many values of the reading key come before them in a record.
     key_fields
         Source columns in which a record's identity may be kept as an original.
+    identity
+        Gives the id of a row for the `key_text` of its record.
+    has_originals
+        Whether originals were met.
     statements
         Those made for it so far.
     """
@@ -50,6 +55,8 @@ class Bound:
     columns: tuple[str, ...]
     width: int
     key_fields: tuple[str, ...]
+    identity: Callable[[str], bytes]
+    has_originals: bool = False
     statements: dict[Any, bytes] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -63,11 +70,12 @@ class Bound:
             tuple(definition.get("columns", ())),
             int(definition.get("key_width", 0)),
             _KEY_FIELDS.get(definition["mapping"], ()),
+            identify(dataset.name),
         )
 
     def row_ids(self, keys: Sequence[str]) -> list[str]:
         """Return the ids (hexadecimal) of the rows of records, by their `key_text`."""
-        return [raw.hex() for raw in map(identify(self.dataset.name), keys)]
+        return [raw.hex() for raw in map(self.identity, keys)]
 
     def record(self, columns: Columns, reading_key: Sequence[Value] = ()) -> tuple[Value, ...]:
         """Make a source record of columns by name; those that are not given are NULL."""
@@ -81,7 +89,7 @@ class Bound:
 
     def originals(self, found: Sequence[Fetched]) -> dict[bytes | str, Originals]:
         """Group originals (record key, field, storage class, value) by row id; without ids by key."""
-        identity = identify(self.dataset.name) if self.has_ids else str
+        identity = self.identity if self.has_ids else str
         originals: dict[bytes | str, Originals] = {}
         for key, name, kind, raw in found:
             originals.setdefault(identity(key), {})[name] = unpack_value(kind, raw)
@@ -141,5 +149,5 @@ def stored_json(text: str | None) -> Any:
     if text is None:
         return None
     raw = text.encode()
-    # A double read by orjson is Python's, an integer is exact up to 64 bits.
-    return json.loads(text) if has_long_number(raw) else orjson.loads(raw)
+    # A number of fewer digits is the same to both readers; ``jsonb`` prints no exponents.
+    return json.loads(text) if _LONG_NUMBER in raw.translate(_DIGITS) else orjson.loads(raw)

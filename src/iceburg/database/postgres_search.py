@@ -14,23 +14,26 @@ from iceburg.database.postgres_session import PostgresSession
 from iceburg.mappings.json_value import usable_text
 from iceburg.records import Value
 
-# A text that is in many names is looked for in the order of the ids until there are enough, which costs little for each
-# entity passed; one that is in few names by its trigrams, which costs little for each name found. PostgreSQL's planner
-# cannot tell the two apart, and takes seconds where it is wrong.
-_WINDOW: Final[LiteralString] = "LIMIT 20000"
+# A text that is in many names is looked for in the order of the ids until there are enough: 0.4 µs for each entity
+# passed (1.5 million entities, in memory). One that is in few is looked for by its trigrams: 5 µs for each that has it.
+# PostgreSQL's planner cannot tell the two apart, and takes seconds where it is wrong; the first entities can.
+_FIRST_WINDOW: Final[LiteralString] = "LIMIT 5000"
+_WINDOW: Final[LiteralString] = "LIMIT 60000"
+_WALK_ON: Final = 8
+# ILIKE folds name and pattern again and again; in the collation of the column, lower() folds ASCII letters alone.
 _IN_ORDER: Final[LiteralString] = """
 SELECT {columns} FROM (
     SELECT DISTINCT w.entity_id FROM (
         SELECT w.entity_id FROM (
             SELECT t.entity_id, t.name, t.entity_type FROM {table} AS t WHERE {owned} ORDER BY t.entity_id %s
-        ) AS w WHERE w.name ILIKE $1 %s LIMIT $2
+        ) AS w WHERE lower(w.name) LIKE $1 %s LIMIT $2
     ) AS w
 ) AS w JOIN {table} AS t ON t.entity_id = w.entity_id
-WHERE {owned} AND t.name ILIKE $1 %s ORDER BY t.entity_id LIMIT $2
+WHERE {owned} AND lower(t.name) LIKE $1 %s ORDER BY t.entity_id LIMIT $2
 """
 _BY_TRIGRAMS: Final[LiteralString] = """
 WITH found AS MATERIALIZED (
-    SELECT t.id, t.entity_id FROM {table} AS t WHERE {owned} AND t.name ILIKE $3 AND (t.name || '') ILIKE $1 %s
+    SELECT t.id, t.entity_id FROM {table} AS t WHERE {owned} AND t.name ILIKE $3 AND lower(t.name) LIKE $1 %s
 ), first AS MATERIALIZED (SELECT id FROM found ORDER BY entity_id LIMIT $2)
 SELECT {columns} FROM first AS f JOIN {table} AS t ON t.id = f.id ORDER BY t.entity_id
 """
@@ -41,7 +44,7 @@ SELECT count(*) FROM (SELECT FROM {table} AS t WHERE {owned} AND t.entity_type =
 """
 _OF_TYPE: Final[LiteralString] = """
 SELECT {columns} FROM (SELECT t.* FROM {table} AS t WHERE {owned} AND t.entity_type = $3 LIMIT 5000) AS t
-WHERE t.name ILIKE $1 ORDER BY t.entity_id LIMIT $2
+WHERE lower(t.name) LIKE $1 ORDER BY t.entity_id LIMIT $2
 """
 WITHOUT_ID: Final[LiteralString] = "t.entity_id IS NULL"
 _SOME_WITHOUT_ID: Final[LiteralString] = "EXISTS (SELECT FROM {table} AS t WHERE {owned} AND " + WITHOUT_ID + ")"
@@ -86,10 +89,11 @@ class PostgresSearch:
 
         Where `odd` is set on the answer, some of them are substitutes.
         """
-        pattern = like_pattern(text)
         if not self._has_trigram(text):
-            return self._in_order(pattern, entity_type, limit, "")
-        answer = self._in_order(pattern, entity_type, limit, _WINDOW)
+            return self._in_order(text, entity_type, limit, "")
+        answer = self._in_order(text, entity_type, limit, _FIRST_WINDOW)
+        if len(answer.rows) < limit <= len(answer.rows) * _WALK_ON:
+            answer = self._in_order(text, entity_type, limit, _WINDOW)
         if len(answer.rows) >= limit or answer.odd:
             return answer
         if entity_type is None:
@@ -99,11 +103,11 @@ class PostgresSearch:
     def find_exactly(self, text: str, entity_type: str | None, limit: int) -> Answer:
         """Do as `find` does, within a snapshot, without an end where there are substitutes."""
         if not self._has_trigram(text):
-            return self._in_order(like_pattern(text), entity_type, limit, "")
+            return self._in_order(text, entity_type, limit, "")
         return self._by_trigrams(text, entity_type, limit)
 
-    def _in_order(self, pattern: str, entity_type: str | None, limit: int, window: LiteralString) -> Answer:
-        values: list[Any] = [pattern, limit]
+    def _in_order(self, text: str, entity_type: str | None, limit: int, window: LiteralString) -> Answer:
+        values: list[Any] = [_pattern(text), limit]
         inner: LiteralString = ""
         outer: LiteralString = ""
         if entity_type is not None:
@@ -113,7 +117,7 @@ class PostgresSearch:
         return self._session.find_by(self._dataset, body, values, decisive(entity_type), odd_if=_SOME_WITHOUT_ID)
 
     def _by_trigrams(self, text: str, entity_type: str | None, limit: int) -> Answer:
-        values: list[Any] = [like_pattern(text), limit, self._superset(text)]
+        values: list[Any] = [_pattern(text), limit, self._superset(text)]
         condition: LiteralString = ""
         if entity_type is not None:
             condition = "AND t.entity_type = $4"
@@ -130,7 +134,7 @@ class PostgresSearch:
         return self._session.find_by(
             self._dataset,
             _OF_TYPE,
-            [like_pattern(text), limit, usable],
+            [_pattern(text), limit, usable],
             decisive(entity_type),
             odd_if=_SOME_WITHOUT_ID,
         )
@@ -152,7 +156,7 @@ class PostgresSearch:
 
     def _superset(self, text: str) -> str:
         """Return the pattern for the index: whatever SQLite finds, it finds."""
-        return like_pattern(text if self._known_letters().simple else _FOLDED_IN_OTHER_WAYS.sub("_", text))
+        return _pattern(text if self._known_letters().simple else _FOLDED_IN_OTHER_WAYS.sub("_", text))
 
 
 def decisive(entity_type: str | None) -> tuple[str, ...]:
@@ -160,9 +164,12 @@ def decisive(entity_type: str | None) -> tuple[str, ...]:
     return ("entity_id", "name") if entity_type is None else ("entity_id", "name", "entity_type")
 
 
-def like_pattern(text: str) -> str:
-    """Return PostgreSQL's pattern for a text: there, and not in SQLite, a backslash takes away a wildcard's meaning."""
-    return "%" + text.replace("\\", "\\\\") + "%"
+def _pattern(text: str) -> str:
+    """Return PostgreSQL's pattern for a text, ASCII letters in lower case.
+
+    There, and not in SQLite, a backslash takes away a wildcard's meaning.
+    """
+    return "%" + text.encode().lower().decode().replace("\\", "\\\\") + "%"
 
 
 def contain(names: Sequence[Value], text: str) -> list[bool]:

@@ -55,6 +55,8 @@ LEFT JOIN LATERAL (SELECT array_agg(o.record_key) AS keys, array_agg(o.field) AS
     FROM {state}.originals o WHERE o.dataset_id = {dataset} AND o.record_key = ANY({keys})) AS k ON TRUE
 """
 _HEAD: Final = 9
+# Stands in no key: it would be escaped. One text costs less on its way than an array of them.
+_SEPARATOR: Final = "\n"
 _FIND: Final[LiteralString] = "SELECT {columns} FROM {table} AS t WHERE {owned} AND "
 
 _EPOCHS: Final[LiteralString] = "SELECT source_id, epoch FROM {state}.positions"
@@ -232,8 +234,13 @@ class PostgresSession(PostgresPool):
         odd_if: LiteralString = "",
     ) -> Answer:
         """Do as `find` does, for a whole SELECT of the mapping's columns; `odd_if` is a further condition for odd."""
-        originals = True if keys is None else keys
+        originals: Sequence[str] | bool = True
+        if keys is not None and self.bound(name).has_originals:
+            originals = keys
         answer = self.ask(name, body, parameters, odd=odd, odd_if=odd_if, originals=originals)
+        if answer.kept and keys is not None:
+            answer.bound.has_originals = True
+            answer = self.ask(name, body, parameters, odd=odd, odd_if=odd_if, originals=keys)
         if answer.kept and answer.rows:
             if not self._is_pinned:
                 return self.in_snapshot(lambda: self.find_by(name, body, parameters, odd, keys, odd_if))
@@ -341,7 +348,7 @@ class PostgresSession(PostgresPool):
             statement = self._statement(bound, body, odd, originals)
             values = list(parameters)
         else:
-            values = [*parameters, list(originals)]
+            values = [*parameters, _SEPARATOR.join(originals)]
             statement = self._statement(bound, body, odd, len(values))
         try:
             found = self.again_if_lost(lambda: self._fetch(statement, values))
@@ -380,7 +387,9 @@ class PostgresSession(PostgresPool):
         number = sql.Literal(dataset.dataset_id)
         nothing, no = sql.SQL(""), sql.SQL("FALSE")
         owned = sql.SQL("TRUE") if owner is None else sql.SQL("{} = {}").format(sql.Identifier("t", owner), number)
-        keys = None if isinstance(originals, bool) else sql.SQL(f"${originals}::text[]")
+        keys = (
+            None if isinstance(originals, bool) else sql.SQL(f"string_to_array(${originals}, chr({ord(_SEPARATOR)}))")
+        )
         columns = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in bound.mapping.columns)
         table = sql.Identifier(dataset.target_schema, dataset.target_table)
 
