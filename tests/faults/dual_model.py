@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import sys
@@ -28,6 +29,7 @@ from typing import Any, ClassVar
 import psycopg
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -50,7 +52,7 @@ from iceburg.database.sqlite_adapter import SqliteAdapter
 from iceburg.database.synchroniser import Synchroniser
 from iceburg.database.unified_db import UnifiedDatabase
 from iceburg.errors import IceburgError, SourceError
-from tests.conftest import make_server_home, remove_server_home
+from tests.conftest import remove_server_home
 from tests.faults import dual_operations as operations
 from tests.faults.dual_checks import (
     History,
@@ -67,6 +69,8 @@ from tests.faults.dual_world import NAMES, Clock, Crash, Places, Server, watched
 from tests.support import migrate
 
 ACTORS = 3
+# Processes and servers end here, the machine does not: nothing has to reach a disk.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/var/tmp"
 SQLITE_STORES = ("matrix", "conversations", "vectors")
 _PLACES_OF_A_WRITE = tuple(place for place in NAMES if place not in ("settled", "pruning"))
 _STRUCTURES = {
@@ -80,8 +84,7 @@ _STRUCTURES = {
 actors = st.integers(0, ACTORS - 1)
 stores = st.sampled_from(operations.STORES)
 disturbances = st.sampled_from(
-    ["crash", "crash", "crash and kill", "kill", "restart", "end sessions"]
-    + ["legacy", "legacy", "structure", "other", "other", "flag"]
+    "crash,crash,crash and kill,kill,restart,end sessions,legacy,legacy,structure,other,other,flag".split(",")  # noqa: SIM905
 )
 
 
@@ -95,7 +98,7 @@ class DualMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="iceburg-model-", dir="/var/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="iceburg-model-", dir=MEMORY))
         self.layout = Layout.of(self.folder / "data")
         self.flag_file = self.folder / "flag"
         self.names = schema_names(None)
@@ -184,11 +187,10 @@ class DualMachine(RuleBasedStateMachine):
             self.target.connection.close()
             self.target = None
         self.server.drop_database(self.dsn)
-        for actor in self.actors:
-            self.read_all(actor, "Read your writes")
+        self.read_all(self.actors[0], "Read your writes")
         write_flag(self.flag_file, False)
         self.clock.pass_by(1)
-        for actor in (*self.actors, rolled_back := self.new_actor()):
+        for actor in (self.actors[1], rolled_back := self.new_actor()):
             require("Flag rollback", actor.mode == "embedded", "the flag is not seen")
             self.read_all(actor, "Flag rollback")
         rolled_back.close()
@@ -286,10 +288,19 @@ class DualMachine(RuleBasedStateMachine):
 
     def converge(self) -> None:
         """**Catching up** is by itself: some time after PostgreSQL is back, it has everything that is logged."""
-        for _ in range(2):
+        late: list[str] = []
+        # A busy machine may take longer than the actors' patience, now and then.
+        for _ in range(8):
             self.clock.pass_by(60)
             for actor in self.actors:
                 self.background(actor)
+            late = list(self.late())
+            if not late:
+                return
+        require("Catching up", not late, f"{late}")
+
+    def late(self) -> Iterator[str]:
+        """Say of which sources PostgreSQL does not have all."""
         target = self.opened_target()
         for actor in self.actors:
             for source, applier in ({} if actor._dual is None else actor._dual.appliers).items():
@@ -297,11 +308,8 @@ class DualMachine(RuleBasedStateMachine):
                 if mark is None or (self.replaced and source == self.source("matrix")):
                     continue
                 position = check_position(target, source)
-                require(
-                    "Catching up",
-                    position == (mark.log_id, mark.position),
-                    f"{source}: PostgreSQL stays at {position}, the file is at {mark}",
-                )
+                if position != (mark.log_id, mark.position):
+                    yield f"{source}: PostgreSQL stays at {position}, the file is at {mark}"
 
     @contextmanager
     def own_applier(self, store: str) -> Iterator[SqliteApplier | JsonlApplier]:
@@ -579,7 +587,10 @@ class DualMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
+        """Let some time pass: enough for an administrator to start PostgreSQL again."""
         self.clock.pass_by(seconds)
+        if seconds >= 1:
+            self.server.start()
 
     @rule(number=actors)
     def restart_actor(self, number: int) -> None:
@@ -659,7 +670,8 @@ def literal(connection: sqlite3.Connection, statement: str, values: tuple[Any, .
 @contextmanager
 def world() -> Iterator[type[DualMachine]]:
     """Give the machine, with a server of its own and the layer's code under watch."""
-    home = make_server_home()
+    home = Path(tempfile.mkdtemp(prefix="iceburg-test-", dir=MEMORY))
+    home.chmod(0o711)
     places, clock = Places(), Clock()
     try:
         with watched(places, clock):
@@ -697,6 +709,14 @@ def run(examples: int, steps: int, *, number: int | None, shrink: bool, derandom
     return Counter(DualMachine.seen)
 
 
+def violations(error: BaseException) -> Iterator[ViolationError]:
+    """Yield the violations in an error or a group of them."""
+    if isinstance(error, ViolationError):
+        yield error
+    for part in getattr(error, "exceptions", ()):
+        yield from violations(part)
+
+
 def main() -> int:
     """Run the model; return 1 where an invariant does not hold, and say which on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -705,13 +725,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--shrink", action="store_true")
     given = parser.parse_args()
+    # A shell that starts something in the background has it ignore this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.disable(logging.ERROR)
     started = time.monotonic()
     try:
         seen = run(given.examples, given.steps, number=given.seed, shrink=given.shrink)
-    except ViolationError as error:
-        print(f"{type(error).__name__} after {time.monotonic() - started:.0f} s: {error}")
-        print(json.dumps({"check": error.check}))
+    except (ViolationError, FlakyFailure) as error:
+        # Threads that wait for each other make some histories fail once in a while only; that is a failure, too.
+        found = next((e for e in violations(error)), None)
+        if found is None:
+            raise
+        print("\n".join(getattr(error, "__notes__", ())))
+        print(f"after {time.monotonic() - started:.0f} s: {found}")
+        print(json.dumps({"check": found.check}))
         return 1
     for name, times in sorted(seen.items()):
         print(f"{times:6} {name}")
