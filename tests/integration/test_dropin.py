@@ -32,7 +32,7 @@ from iceburg.database import (
 from iceburg.errors import UsageError
 from tests.support import rows
 
-ADA = {
+ADA: dict[str, Any] = {
     "entity_id": "osanc_a",
     "name": "Ada",
     "entity_type": "person",
@@ -42,7 +42,7 @@ ADA = {
     "datasets": ["d"],
     "created_at": "2026-01-01 00:00:00",
 }
-BAB = {
+BAB: dict[str, Any] = {
     "entity_id": "b",
     "name": "Bab & Ada",
     "entity_type": "company",
@@ -52,7 +52,7 @@ BAB = {
     "datasets": "",
     "created_at": "2026-01-02 00:00:00",
 }
-OWNS = {
+OWNS: dict[str, Any] = {
     "relationship_id": "r1",
     "source_id": "osanc_a",
     "target_id": "b",
@@ -71,7 +71,7 @@ def settings_of(request: pytest.FixtureRequest, data_dir: Path, mode: str) -> Se
     dsn = SecretStr(request.getfixturevalue("database"))
     # A machine under load must not make SQLite answer where PostgreSQL is meant to.
     return Settings(
-        data_dir=data_dir, use_postgres=True, dual_write=mode == "dual", DATABASE_URL=dsn, postgres_timeout=30
+        data_dir=data_dir, use_postgres=True, dual_write=mode == "dual", database_url=dsn, postgres_timeout=30
     )
 
 
@@ -156,15 +156,15 @@ def matrix(db: UnifiedDatabase) -> MatrixStore:
     assert made.get_network("b") == {"nodes": [], "edges": [], "center": None, "depth": 2, "truncated": False}
     db.matrix.put_many(
         [
-            Entity(**ADA),  # type: ignore[arg-type]
-            Entity(**BAB),  # type: ignore[arg-type]
+            Entity(**ADA),
+            Entity(**BAB),
             *(Entity(name, name * 3, "person", created_at="2026-01-03 00:00:00") for name in "cde"),
         ]
     )
     at = "2026-01-01 00:00:00"
     db.matrix.relate(
         [
-            Relationship(**OWNS),  # type: ignore[arg-type]
+            Relationship(**OWNS),
             Relationship("r2", "c", "osanc_a", "knows", created_at=at),
             Relationship("r3", "c", "d", "knows", created_at=at),
             Relationship("r4", "c", "nobody", "knows", created_at=at),
@@ -297,7 +297,7 @@ def test_what_embedding_functions_return(db: UnifiedDatabase, shape: str) -> Non
 def test_what_cannot_be_added(db: UnifiedDatabase) -> None:
     store = VectorStore(letters, "c", db)
     store.add(["a"], ids=["there"])
-    for texts, metadatas, ids, message in [
+    refused: list[tuple[Any, Any, Any, str]] = [
         (["a", "b"], None, ["x"], "there are 2 texts, and 1 ids"),
         (["a"], [{}, {}], None, "there are 1 texts, and 2 metadatas"),
         (["a", "b"], None, ["x", "x"], "the id occurs twice"),
@@ -305,9 +305,10 @@ def test_what_cannot_be_added(db: UnifiedDatabase) -> None:
         (["a", 5], None, None, "what is embedded is a text, not 5"),
         (["a"], ["not a dict"], None, "not a dict"),
         (["a"], None, [5], "the id 5 is not a text"),
-    ]:
+    ]
+    for texts, metadatas, ids, message in refused:
         with pytest.raises(UsageError, match=re.escape(message)):
-            store.add(texts, metadatas, ids)  # type: ignore[arg-type]
+            store.add(texts, metadatas, ids)
     with pytest.raises(UsageError, match="the embedding function made 1 vectors of 2 texts"):
         VectorStore(lambda texts: [[1.0]], "c", db).add(["a", "b"])
     with pytest.raises(UsageError, match="2 dimensions, not 4"):
@@ -376,7 +377,7 @@ def test_dual_write_reaches_both_sides(request: pytest.FixtureRequest, tmp_path:
         db.save_conversation("c", "q", "a")
         VectorStore(letters, "notes", db).add(["ab"], ids=["x"])
         Telemetry(db).write("e", {"n": 1})
-        db.matrix.put(Entity(**ADA))  # type: ignore[arg-type]
+        db.matrix.put(Entity(**ADA))
     dsn = request.getfixturevalue("database")
     for table in ("conversations", "embeddings", "telemetry", "matrix_entities"):
         assert rows(dsn, f"SELECT count(*) FROM {table}") == [(1,)], table
