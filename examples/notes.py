@@ -15,8 +15,8 @@ NOTES = {
 
 
 def toy_embedding(texts: list[str]) -> list[list[float]]:
-    """Count letters: enough to show how an embedding function is passed in."""
-    return [[float(text.lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
+    """Count a few words: enough to show how an embedding function is passed in."""
+    return [[float(text.lower().count(word)) for word in ("ice", "float", "tea", "boil", "buy")] for text in texts]
 
 
 def main() -> None:
@@ -24,13 +24,13 @@ def main() -> None:
     with UnifiedDatabase() as database:
         notes = VectorStore(toy_embedding, "notes", database)
         notes.add(list(NOTES.values()), [{"words": len(text.split())} for text in NOTES.values()], list(NOTES))
-        for question in ("boiling water for tea", "what floats?"):
+        for question in ("Why do icebergs float?", "Must the kettle boil for tea?"):
             (found,) = notes.semantic_search(question, k=1)
             database.save_conversation("notes", question, found.document or "", metadata={"note": found.id})
             Telemetry(database).write("note_found", {"note": found.id, "distance": found.distance})
         for exchange in database.get_conversations("notes", limit=10):
-            print(f"{exchange['user_message']} -> {exchange['assistant_message']} {exchange['metadata']}")
-        print([hit.id for hit in notes.semantic_search("notebook", where={"words": {"$lt": 7}})])
+            print(f"{exchange['user_message']} {exchange['assistant_message']}. {exchange['metadata']}")
+        print([hit.id for hit in notes.semantic_search("tea", where={"words": {"$gt": 6}})])
         print([(counted.key, counted.count) for counted in database.telemetry.aggregate()])
 
 
