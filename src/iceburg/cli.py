@@ -33,6 +33,7 @@ from iceburg.migration.status import read_status
 from iceburg.migration.worker import StoppedError
 from iceburg.records import Store
 from iceburg.sources.discovery import discover
+from iceburg.verification.consistency import ConsistencyCheck
 from iceburg.verification.report import VerificationReport
 from iceburg.verification.verifier import Verifier
 
@@ -349,6 +350,34 @@ def verify(
         console.print_json(report.to_json())
     else:
         console.show_verification(report)
+    return OK if report.status == "identical" else FINDINGS
+
+
+@app.command()
+@_exits
+def check(
+    data_dir: DataDir,
+    dsn: Dsn = None,
+    schema: Schema = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Differences listed for each dataset.")] = 100,
+    sqlite: Sqlite = None,
+    chroma: Chroma = None,
+    jsonl: Jsonl = None,
+    exclude: Exclude = None,
+    as_json: AsJson = False,
+) -> int:
+    """Compare both sides in full while the application writes: what is on its way is no difference."""
+    with _stoppable() as stop:
+        stores, narrowed = _stores(data_dir, sqlite, chroma, jsonl, exclude)
+        target = _target(dsn, data_dir)
+        with console.ProgressView() as view:
+            report = ConsistencyCheck(
+                target, stores, schema_names(schema), limit=limit, narrowed=narrowed, listener=view, stopping=stop
+            ).run()
+    if as_json:
+        console.print_json(report.to_json())
+    else:
+        console.show_consistency(report)
     return OK if report.status == "identical" else FINDINGS
 
 

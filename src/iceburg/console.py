@@ -21,7 +21,8 @@ from iceburg.migration.inspection import Inspection
 from iceburg.migration.report import MigrationReport
 from iceburg.migration.status import Status
 from iceburg.migration.worker import Advance
-from iceburg.verification.report import VerificationReport
+from iceburg.verification.consistency_report import ConsistencyReport
+from iceburg.verification.report import RecordDifference, VerificationReport
 
 _PLAIN_INTERVAL: Final = 5.0
 _NUMERIC: Final = frozenset(
@@ -219,16 +220,56 @@ def show_verification(report: VerificationReport) -> None:
             f"{dataset.differences:,}",
         )
     _show(console, table)
-    for difference in report.differences:
-        console.print(
-            f"Different: {difference.dataset}, key {difference.key}, {difference.field}:"
-            f" source {_quoted(difference.source)}, target {_quoted(difference.target)}"
-        )
+    _show_differences(console, "Different", report.differences)
     for problem in report.problems:
         console.print(f"Problem: {problem['source']}: {problem['problem']}")
     compared = sum(dataset.compared_rows for dataset in report.datasets)
     what = "a sample of " if report.sampled else ""
     console.print(f"{report.status.capitalize()}: {what}{compared:,} records compared in {report.seconds:.1f} s.")
+
+
+def _show_differences(console: Console, what: str, differences: tuple[RecordDifference, ...]) -> None:
+    for difference in differences:
+        console.print(
+            f"{what}: {difference.dataset}, key {difference.key}, {difference.field}:"
+            f" source {_quoted(difference.source)}, target {_quoted(difference.target)}"
+        )
+
+
+def show_consistency(report: ConsistencyReport) -> None:
+    """Print the table of a check, the differences, and what could not be settled."""
+    console = _printer()
+    columns = (
+        "dataset",
+        "source rows",
+        "target rows",
+        "quarantined",
+        "compared",
+        "rechecked",
+        "differences",
+        "unsettled",
+    )
+    table = _table(*columns)
+    for dataset in report.datasets:
+        counts = (
+            dataset.source_rows,
+            dataset.target_rows,
+            dataset.quarantined_rows,
+            dataset.compared_rows,
+            dataset.rechecked,
+            dataset.differences,
+            dataset.unsettled,
+        )
+        table.add_row(dataset.dataset, *(f"{count:,}" for count in counts))
+    _show(console, table)
+    _show_differences(console, "Different", report.differences)
+    _show_differences(console, "Unsettled", report.unsettled)
+    for passed in report.passed_over:
+        console.print(f"Passed over: {passed['dataset']}: {passed['why']}")
+    for problem in report.problems:
+        console.print(f"Problem: {problem['source']}: {problem['problem']}")
+    compared = sum(dataset.compared_rows for dataset in report.datasets)
+    console.print(f"{report.status.capitalize()}: {compared:,} records compared in {report.seconds:.1f} s.")
 
 
 def show_status(status: Status) -> None:

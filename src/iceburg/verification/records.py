@@ -61,7 +61,7 @@ class SurplusTask:
 
 def run_compare(context: Context, task: CompareTask) -> Findings:
     """Compare a range of records."""
-    comparison = _Comparison(Ledger(context.connection, context.names), task)
+    comparison = Comparison(Ledger(context.connection, context.names), task)
     reader = context.stores.reader(task.store, task.dataset.definition)
     for batch in _batches(reader, task):
         context.stop_if_asked()
@@ -98,12 +98,12 @@ def run_surplus(context: Context, task: SurplusTask) -> list[RecordDifference]:
     finally:
         target.close_seen(connection)
     return [
-        RecordDifference(task.dataset.name, _key_of_row(mapping, row), WHOLE, None, "a row of which there is no record")
+        RecordDifference(task.dataset.name, key_of_row(mapping, row), WHOLE, None, "a row of which there is no record")
         for row in rows
     ]
 
 
-def _key_of_row(mapping: Mapping[Any], row: Row) -> str:
+def key_of_row(mapping: Mapping[Any], row: Row) -> str:
     """Return the key of the record that a row looks like; where it looks like none, the row's own key."""
     try:
         key = mapping.key(mapping.restore(row, {}))
@@ -117,7 +117,22 @@ def _key_of_row(mapping: Mapping[Any], row: Row) -> str:
     )
 
 
-class _Comparison:
+class Comparison:
+    """Compares records with what the target has of them.
+
+    Parameters
+    ----------
+    ledger
+        Of the target.
+    task
+        Whose records, and how many differences are listed; its range is not looked at.
+
+    Attributes
+    ----------
+    findings
+        What was found so far.
+    """
+
     def __init__(self, ledger: Ledger, task: CompareTask) -> None:
         self.findings = Findings()
         self._ledger = ledger
@@ -126,6 +141,7 @@ class _Comparison:
         self._target = task.dataset.target()
 
     def compare(self, records: Sequence[Any]) -> None:
+        """Compare records, each with its row, its originals and its quarantined form."""
         keys = [self._mapping.row_key(record) for record in records]
         rows = self._target.lookup(self._ledger.connection, [key for key in keys if key is not None])
         originals: dict[str, dict[str, Original]] = {}
