@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client import Counter
+from prometheus_client.metrics import MetricWrapperBase
 
+import iceburg.database
+from iceburg.config import Settings
+from iceburg.database import metrics, protocol
 from tests.support import REPOSITORY, environment, rows
 
 EXAMPLE = REPOSITORY / "examples" / "notes.py"
@@ -81,3 +87,68 @@ def test_a_flag_that_is_none_is_an_error(tmp_path: Path, value: str) -> None:
     assert done.returncode == 1
     assert "ICEBURG_USE_POSTGRES accepts true, 1, yes, on, false, 0, no or off." in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+# The page on the library
+
+
+def page() -> str:
+    return (REPOSITORY / "docs" / "library.md").read_text("utf-8")
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", page(), re.DOTALL)
+    assert len(blocks) == 3
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", "\n".join(blocks)],
+        env=environment(ICEBURG_DATA_DIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_page_names_every_setting_method_error_and_metric() -> None:
+    settings = {f"ICEBURG_{name.upper()}" for name in Settings.model_fields} - {"ICEBURG_DATABASE_URL"}
+    stores = (
+        protocol.ConversationStore,
+        protocol.MatrixStore,
+        protocol.EmbeddingStore,
+        protocol.TelemetryStore,
+    )
+    methods = {name for store in stores for name in vars(store) if not name.startswith("_")}
+    collected = [found for found in vars(metrics).values() if isinstance(found, MetricWrapperBase)]
+    measured = {
+        found.name + ("_total" if isinstance(metric, Counter) else "")
+        for metric in collected
+        for found in metric.describe()
+    }
+    assert len(measured) > 8
+    raised = {"IceburgError", "UsageError", "SourceError", "SourceBusyError", "TargetError"}
+    text = page()
+    assert [name for name in sorted(settings | methods | measured) if f"`{name}`" not in text] == []
+    assert [name for name in sorted(raised) if name not in text] == []
+    defaults = dict(re.findall(r"^\| `(ICEBURG_\w+)` \| `?([\w.]+)`? \|", text, re.MULTILINE))
+    assert defaults.keys() > {"ICEBURG_USE_POSTGRES", "ICEBURG_POSTGRES_TIMEOUT"}
+    for name, default in defaults.items():
+        actual = Settings.model_fields[name.removeprefix("ICEBURG_").lower()].default
+        said = "None" if default in ("none", "public") else default
+        assert said.lower() in (str(actual).lower(), str(actual).removesuffix(".0")), name
+
+
+def test_every_public_name_is_there() -> None:
+    for name in iceburg.database.__all__:
+        assert getattr(iceburg.database, name).__name__ == name
+    assert set(iceburg.database.__all__) <= set(dir(iceburg.database))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        getattr(iceburg.database, "nothing")  # noqa: B009 - as an import asks
+
+
+@pytest.mark.parametrize("module", ["copy_format", "change_log", "protocol"])
+def test_a_module_does_not_bring_the_whole_package(module: str) -> None:
+    program = f"import sys, iceburg.database.{module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    unwanted = ("numpy", "prometheus_client", "sqlite_vec", "psycopg_pool", "iceburg.database.unified_db")
+    assert [name for name in unwanted if name in loaded] == []
