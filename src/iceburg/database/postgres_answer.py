@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import orjson
+from psycopg import sql
 
 from iceburg.database.catalogue import Dataset
 from iceburg.database.kept import unpack_value
@@ -81,6 +82,14 @@ class Bound:
         """Make a source record of columns by name; those that are not given are NULL."""
         key = tuple(reading_key) or (None,) * self.width
         return (*key, *(columns.get(column) for column in self.columns))
+
+    @property
+    def owned(self) -> sql.Composable:
+        """The condition that a row of ``t`` is the dataset's."""
+        owner = self.dataset.target().owner_column
+        if owner is None:
+            return sql.SQL("TRUE")
+        return sql.SQL("{} = {}").format(sql.Identifier("t", owner), sql.Literal(self.dataset.dataset_id))
 
     @property
     def has_ids(self) -> bool:

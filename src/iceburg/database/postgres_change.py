@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeVar
+from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from iceburg.database.postgres_session import PostgresSession
 
 T = TypeVar("T")
+Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 
 # An arbitrary number of our own; with that of the dataset it makes a lock.
 _LOCK: Final = 0x1CEB0003
@@ -30,6 +31,24 @@ SELECT pg_advisory_xact_lock({lock}, {dataset}); SELECT FROM {state}.datasets WH
 """
 _REFUSED: Final[LiteralString] = """
 SELECT reason FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY(%s) LIMIT 1
+"""
+
+# Numbers of rows are not used again: the source's sequence is kept up to those that were deleted.
+_NEXT_NUMBER: Final[LiteralString] = """
+SELECT 1 + greatest(0,
+    (SELECT max(t.row_id) FROM {table} AS t WHERE {owned}),
+    (SELECT max(substring(record_key FROM '^\\[([0-9]+)\\]$')::bigint) FROM {state}.quarantine
+     WHERE dataset_id = {dataset}),
+    (SELECT max((e.value ->> 'sequence')::bigint)
+     FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') e
+     WHERE s.source_id = {source} AND e.value ->> 'name' = %(table)s))
+"""
+_NOTE_NUMBER: Final[LiteralString] = """
+UPDATE {state}.sources s SET description = jsonb_set(s.description, e.path, to_jsonb(%(number)s::bigint))
+FROM (SELECT ARRAY['tables', (e.ordinality - 1)::text, 'sequence'] AS path, (e.value ->> 'sequence')::bigint AS sequence
+      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') WITH ORDINALITY e
+      WHERE s.source_id = {source} AND e.value ->> 'name' = %(table)s) e
+WHERE s.source_id = {source} AND coalesce(e.sequence, 0) < %(number)s
 """
 
 
@@ -50,22 +69,41 @@ class Change:
         self.connection = connection
         self.bound = bound
 
-    def fetch(self, statement: LiteralString, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
-        """Run a query as `run` does; return its first row."""
-        return self.run(statement, parameters).fetchone()
+    def run(self, statement: LiteralString, parameters: Parameters = None) -> psycopg.Cursor[Any]:
+        """Run a statement; ``{state}``, ``{table}``, ``{source}``, ``{dataset}`` and ``{owned}`` are the dataset's.
 
-    def run(
-        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
-    ) -> psycopg.Cursor[tuple[Any, ...]]:
-        """Run a statement in which ``{state}``, ``{table}``, ``{source}`` and ``{dataset}`` stand for the dataset's."""
+        ``{owned}`` is the condition that a row of ``t`` is the dataset's.
+        """
         dataset = self.bound.dataset
-        written = self._session.names.format(
-            statement,
-            table=sql.Identifier(dataset.target_schema, dataset.target_table),
-            dataset=sql.Literal(dataset.dataset_id),
-            source=sql.Literal(dataset.source_id),
+        return self.connection.execute(
+            self._session.names.format(
+                statement,
+                table=sql.Identifier(dataset.target_schema, dataset.target_table),
+                dataset=sql.Literal(dataset.dataset_id),
+                source=sql.Literal(dataset.source_id),
+                owned=self.bound.owned,
+            ),
+            parameters,
         )
-        return self.connection.execute(written, parameters)
+
+    def fetch(self, statement: LiteralString, parameters: Parameters = None) -> tuple[Any, ...] | None:
+        """Run a query as `run` does; return its first row."""
+        row: tuple[Any, ...] | None = self.run(statement, parameters).fetchone()
+        return row
+
+    def number(self, statement: LiteralString, parameters: Parameters = None) -> int:
+        """Run a query as `run` does; return its one number."""
+        row = self.fetch(statement, parameters)
+        assert row is not None  # noqa: S101 - no aggregate is without a row
+        return int(row[0])
+
+    def next_number(self) -> int:
+        """Return the number for the next row of a table that numbers its rows: greater than any that it has given."""
+        return self.number(_NEXT_NUMBER, {"table": self.bound.dataset.definition["source_table"]})
+
+    def note_number(self, number: int) -> None:
+        """See that the number of a row that is removed is not given again."""
+        self.run(_NOTE_NUMBER, {"number": number, "table": self.bound.dataset.definition["source_table"]})
 
     def write(self, records: Sequence[Any], gone: Sequence[Any] = (), *, new: bool = False) -> None:
         """Write records over what is there, or `new` ones beside it, and remove those of `gone`.

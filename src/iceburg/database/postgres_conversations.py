@@ -43,24 +43,6 @@ _BEFORE_TEXT: Final[LiteralString] = """
 _TIMED: Final[LiteralString] = ' AND t."timestamp" IS NOT NULL'
 _UNTIMED: Final[LiteralString] = ' AND t."timestamp" IS NULL'
 
-# Numbers are not used again: the source's sequence is kept up to those that were deleted.
-_NEXT_NUMBER: Final[LiteralString] = """
-SELECT 1 + greatest(0,
-    (SELECT max(row_id) FROM {table} WHERE dataset_id = {dataset}),
-    (SELECT max(substring(record_key FROM '^\\[([0-9]+)\\]$')::bigint) FROM {state}.quarantine
-     WHERE dataset_id = {dataset}),
-    (SELECT max((e.value ->> 'sequence')::bigint)
-     FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') e
-     WHERE s.source_id = {source} AND e.value ->> 'name' = %s))
-"""
-_NOTE_NUMBER: Final[LiteralString] = """
-UPDATE {state}.sources s SET description = jsonb_set(s.description, e.path, to_jsonb(%(number)s::bigint))
-FROM (SELECT ARRAY['tables', (e.ordinality - 1)::text, 'sequence'] AS path, (e.value ->> 'sequence')::bigint AS sequence
-      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') WITH ORDINALITY e
-      WHERE s.source_id = {source} AND e.value ->> 'name' = %(table)s) e
-WHERE s.source_id = {source} AND coalesce(e.sequence, 0) < %(number)s
-"""
-
 
 class PostgresConversations:
     """A `protocol.ConversationStore`.
@@ -102,10 +84,9 @@ class PostgresConversations:
         )
 
         def work(change: Change) -> int:
-            found = change.fetch(_NEXT_NUMBER, (change.bound.dataset.definition["source_table"],))
-            assert found is not None  # noqa: S101 - no aggregate is without a row
-            change.write([change.bound.record({**columns, "id": found[0]})], new=True)
-            return int(found[0])
+            number = change.next_number()
+            change.write([change.bound.record({**columns, "id": number})], new=True)
+            return number
 
         return self._session.change(self._dataset, work)
 
@@ -202,8 +183,7 @@ class PostgresConversations:
             if not self._find(conversation).rows:
                 return False
             change.write((), [change.bound.record({"id": int(conversation)})])
-            table = change.bound.dataset.definition["source_table"]
-            change.run(_NOTE_NUMBER, {"number": int(conversation), "table": table})
+            change.note_number(int(conversation))
             return True
 
         return self._session.change(self._dataset, work)

@@ -383,15 +383,13 @@ class PostgresSession(PostgresPool):
         if known is not None:
             return known
         dataset = bound.dataset
-        owner = dataset.target().owner_column
         number = sql.Literal(dataset.dataset_id)
         nothing, no = sql.SQL(""), sql.SQL("FALSE")
-        owned = sql.SQL("TRUE") if owner is None else sql.SQL("{} = {}").format(sql.Identifier("t", owner), number)
         keys = (
             None if isinstance(originals, bool) else sql.SQL(f"string_to_array(${originals}, chr({ord(_SEPARATOR)}))")
         )
         columns = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in bound.mapping.columns)
-        table = sql.Identifier(dataset.target_schema, dataset.target_table)
+        table, owned = sql.Identifier(dataset.target_schema, dataset.target_table), bound.owned
 
         def part(text: LiteralString, **more: sql.Composable) -> sql.Composable:
             return self.names.format(text, dataset=number, table=table, owned=owned, columns=columns, **more)

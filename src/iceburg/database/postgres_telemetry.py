@@ -50,7 +50,7 @@ _KEYS: Final[dict[str, LiteralString]] = {
 # Behind all that there is, in the order of the file that it was or might be.
 _NEXT_PLACE: Final[LiteralString] = """
 SELECT greatest(0,
-    (SELECT max(byte_offset) + 1 FROM {table} WHERE dataset_id = {dataset}),
+    (SELECT max(t.byte_offset) + 1 FROM {table} AS t WHERE {owned}),
     (SELECT max(substring(record_key FROM '^\\[([0-9]+)\\]$')::bigint) + 1 FROM {state}.quarantine
      WHERE dataset_id = {dataset}),
     (SELECT position FROM {state}.positions WHERE source_id = {source}))
@@ -88,9 +88,7 @@ class PostgresTelemetry:
         raws = [line_of(event, stem) for event in events]
 
         def work(change: Change) -> None:
-            found = change.fetch(_NEXT_PLACE)
-            assert found is not None  # noqa: S101 - no aggregate is without a row
-            lines, place = [], int(found[0])
+            lines, place = [], change.number(_NEXT_PLACE)
             for raw in raws:
                 lines.append(Line(place, 0, raw, b"\n"))
                 place += len(raw) + 1
