@@ -102,7 +102,7 @@ def read_lines(raw: bytes) -> list[Line]:
 
 
 @dataclass
-class History:
+class States:
     """Every state that a file was in when something had committed."""
 
     states: dict[tuple[str | None, int], list[Content]] = field(default_factory=dict)
@@ -192,7 +192,7 @@ def unlike(target: TargetRows, source: str, content: Content) -> list[str]:
     return found
 
 
-def check_prefix(target: TargetRows, source: str, history: History) -> Position | None:
+def check_prefix(target: TargetRows, source: str, history: States) -> Position | None:
     """**Prefix**: PostgreSQL equals a SQLite file as of its position."""
     position = find_position(target.connection, target.names, source)
     if position is None or position.log_id == BEING_MIGRATED or position.structure == "":

@@ -55,7 +55,7 @@ from iceburg.errors import IceburgError, SourceError
 from tests.conftest import remove_server_home
 from tests.faults import dual_operations as operations
 from tests.faults.dual_checks import (
-    History,
+    States,
     TargetRows,
     ViolationError,
     check_caught_up,
@@ -64,6 +64,7 @@ from tests.faults.dual_checks import (
     open_target,
     require,
 )
+from tests.faults.dual_histories import HISTORIES, History, Player
 from tests.faults.dual_operations import Legacy, Read, Write
 from tests.faults.dual_world import NAMES, Clock, Crash, Places, Server, watched
 from tests.support import migrate
@@ -104,7 +105,7 @@ class DualMachine(RuleBasedStateMachine):
         self.names = schema_names(None)
         self.dsn = ""
         self.actors: list[UnifiedDatabase] = []
-        self.histories = {store: History() for store in SQLITE_STORES}
+        self.histories = {store: States() for store in SQLITE_STORES}
         self.lines: dict[str, list[bytes]] = {}
         self.truth: dict[str, Any] = {}
         self.reference = SqliteAdapter(self.layout)
@@ -405,8 +406,20 @@ class DualMachine(RuleBasedStateMachine):
         legacy: Legacy,
     ) -> None:
         """Have an actor do something, and something else happen at a place in the midst of it."""
-        if thing == "prune":
-            place = pruning
+        self.disturb_at(number, other, thing, pruning if thing == "prune" else place, time, disturbance, legacy)
+
+    def disturb_at(
+        self,
+        number: int,
+        other: int,
+        thing: Write | str,
+        place: str,
+        time: int,
+        disturbance: str,
+        legacy: Legacy,
+        *,
+        patience: float = 0.1,
+    ) -> None:
         threads: list[threading.Thread] = []
         errors: list[BaseException] = []
 
@@ -419,16 +432,16 @@ class DualMachine(RuleBasedStateMachine):
                 self.server.start()
             if disturbance == "end sessions" and self.server.up:
                 self.server.end_sessions(self.dsn)
-            if disturbance == "legacy":
-                self.do_legacy(legacy, patient=False)
-            if disturbance == "structure":
+            if disturbance.startswith("structure"):
                 with suppress(sqlite3.OperationalError):  # locked
                     self.change_structure("add column", "matrix", patient=False)
+            if "legacy" in disturbance:
+                self.do_legacy(legacy, patient=False)
             if disturbance == "flag":
                 self.turn_flag()
-            if disturbance == "other":
+            if disturbance.endswith("other"):
                 store = thing.store if isinstance(thing, Write) else "matrix"
-                threads.append(self.beside(number, other, store, errors))
+                threads.append(self.beside(number, other, store, errors, patience))
             if disturbance.startswith("crash"):
                 raise Crash(place)
 
@@ -466,7 +479,9 @@ class DualMachine(RuleBasedStateMachine):
         except Crash:
             self.abandon(number)
 
-    def beside(self, number: int, other: int, store: str, errors: list[BaseException]) -> threading.Thread:
+    def beside(
+        self, number: int, other: int, store: str, errors: list[BaseException], patience: float
+    ) -> threading.Thread:
         """Have another actor catch up at the same time, as far as it gets."""
         actor = self.actors[other if other != number else (other + 1) % ACTORS]
 
@@ -480,7 +495,7 @@ class DualMachine(RuleBasedStateMachine):
 
         thread = threading.Thread(target=run)
         thread.start()
-        thread.join(0.1)
+        thread.join(patience)
         return thread
 
     # Old code
@@ -542,8 +557,10 @@ class DualMachine(RuleBasedStateMachine):
     @rule(logged=st.booleans(), rarely=st.integers(0, 3))
     def replace_the_file(self, logged: bool, rarely: int) -> None:
         """Another file comes in the place of the Matrix: without a log, or with one of its own."""
-        if rarely:
-            return
+        if not rarely:
+            self.put_another_file(logged=logged, more=30)
+
+    def put_another_file(self, *, logged: bool, more: int) -> None:
         other = self.folder / "other.db"
         with closing(sqlite3.connect(self.layout.matrix)) as old, closing(sqlite3.connect(other)) as new:
             old.backup(new)
@@ -553,9 +570,15 @@ class DualMachine(RuleBasedStateMachine):
             new.execute("INSERT OR REPLACE INTO entities (entity_id, name, entity_type) VALUES ('e0', 'new', 'file')")
             if logged:
                 change_log.install(new, "matrix.db", "")
-                for number in range(30):
+                for number in range(more):
                     new.execute("INSERT INTO extra (k, v) VALUES (?, 'v')", (f"more{number}",))
             new.execute("COMMIT")
+        self.put_in_place(other.read_bytes())
+
+    def put_in_place(self, raw: bytes) -> None:
+        """Put a file in the place of the Matrix."""
+        other = self.folder / "other.db"
+        other.write_bytes(raw)
         other.replace(self.layout.matrix)
         self.replaced = True
         self.adopt("matrix")
@@ -681,6 +704,34 @@ def world() -> Iterator[type[DualMachine]]:
         remove_server_home(home)
 
 
+def run_histories() -> None:
+    """Run the single histories.
+
+    Raises
+    ------
+    ViolationError
+        An invariant does not hold.
+    """
+    with world() as machine:
+        for history in HISTORIES:
+            play(machine, history)
+
+
+def play(machine: type[DualMachine], history: History) -> None:
+    """Run one history."""
+    model = machine()
+    try:
+        model.begin(history.journal, history.migrated, True)
+        player = Player(model)
+        history.happen(player)
+        player.end()
+    except BaseException as error:
+        error.add_note(history.name)
+        raise
+    finally:
+        model.close()
+
+
 def run(examples: int, steps: int, *, number: int | None, shrink: bool, derandomize: bool = False) -> Counter[str]:
     """Run the model; return how often each disturbance met its place.
 
@@ -724,12 +775,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--shrink", action="store_true")
+    parser.add_argument("--histories", action="store_true", help="begin with the single histories")
     given = parser.parse_args()
     # A shell that starts something in the background has it ignore this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.disable(logging.ERROR)
     started = time.monotonic()
     try:
+        if given.histories:
+            run_histories()
         seen = run(given.examples, given.steps, number=given.seed, shrink=given.shrink)
     except (ViolationError, FlakyFailure) as error:
         # Threads that wait for each other make some histories fail once in a while only; that is a failure, too.

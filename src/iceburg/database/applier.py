@@ -247,7 +247,8 @@ class SqliteApplier:
     def _apply_locked(self, connection: psycopg.Connection, position: Position) -> Applied | None:
         """Apply in the transaction that holds the position; None where the structure has changed meanwhile."""
         state = self._session_state()
-        if state is None or state.log_id != position.log_id:
+        # A log that ends before the position is that of an older copy, which was put back.
+        if state is None or state.log_id != position.log_id or state.last < position.position:
             raise NotReadyError(
                 "it is being migrated"
                 if position.log_id == BEING_MIGRATED

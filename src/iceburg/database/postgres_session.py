@@ -315,6 +315,8 @@ class PostgresSession(PostgresPool):
             if need is not None:
                 if log_id != need.log_id or position is None or position < need.position:
                     raise BehindError(f"PostgreSQL is at {position}, SQLite at {need.position}", where=name)
+                if position > need.position and not self._has(bound.dataset.source, position):
+                    raise BehindError(f"the file ends before {position}, where PostgreSQL is", where=name)
                 if quarantined:
                     raise BehindError("PostgreSQL does not hold all of it", where=name)
             answer = Answer(bound, [row[_HEAD:] for row in found if row[_HEAD] is not None], inexact)
@@ -324,6 +326,11 @@ class PostgresSession(PostgresPool):
                 answer.originals = bound.originals(list(zip(kept, *parts, strict=True)))
             return answer
         raise BehindError("its definition changes again and again", where=name)
+
+    def _has(self, source: str, position: int) -> bool:
+        """Whether a source goes on to a position: written meanwhile, and not cut or put back to an older state."""
+        now = None if self._gate is None else self._gate(source)
+        return now is None or now.position >= position
 
     def in_snapshot(self, call: Callable[[], T]) -> T:
         """See `PostgresPool.in_snapshot`; called anew where a definition has changed meanwhile."""
