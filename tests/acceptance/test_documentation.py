@@ -20,7 +20,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from iceburg import cli, config
+from iceburg import cli, config, log_view
+from iceburg.database import arming
 from iceburg.database.embedded import ServerStatus
 from iceburg.database.embedded_databases import EmbeddedDatabase
 from iceburg.database.schema import schema_files, schema_names
@@ -302,6 +303,7 @@ def test_every_reason_that_occurs_is_documented(tmp_path: Path) -> None:
         ),
         ("status", (status.Status, status.SourceStatus, status.DatasetStatus)),
         ("server", (ServerStatus, EmbeddedDatabase)),
+        ("log", (log_view.Logs, arming.InstalledLog, arming.RemovedLog, arming.LogStatus, arming.NotLogged)),
     ],
 )
 def test_every_key_of_the_json_is_explained(page: str, records: tuple[type[Any], ...]) -> None:
