@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from iceburg.database import change_log
-from iceburg.database.applier import SqliteApplier, open_applier
+from iceburg.database.applier import open_applier
 from iceburg.database.arming import install_logs
 from iceburg.database.connection import Target, connect
 from iceburg.database.jsonl_applier import JsonlApplier
@@ -27,6 +27,7 @@ from iceburg.records import Store
 from iceburg.sources.discovery import discover
 from iceburg.verification.consistency import ConsistencyCheck
 from iceburg.verification.consistency_report import ConsistencyReport
+from iceburg.verification.target_look import TargetLook
 from tests.support import (
     CONVERSATIONS,
     ENTITIES,
@@ -107,7 +108,6 @@ class Installation:
         self.fill()
         list(install_logs(discover(data_dir), lambda: None))
         migrate_fully(dsn, data_dir)
-        self._appliers: list[SqliteApplier] = []
 
     def fill(self) -> None:
         change(
@@ -139,6 +139,14 @@ class Installation:
             with connect(self.dsn, autocommit=True) as connection:
                 prepare_loaders(connection)
                 return applier.apply(connection).changes
+        finally:
+            applier.close()
+
+    def prune(self) -> int:
+        applier = open_applier(Store("sqlite", self.path, "m.db"), self.path, schema_names(None))
+        try:
+            with connect(self.dsn, autocommit=True) as connection:
+                return applier.prune(connection)
         finally:
             applier.close()
 
@@ -251,6 +259,7 @@ def test_identical_while_it_is_written_in_wal_mode(installation: Installation) -
 
 
 def test_a_position_that_is_behind_with_nobody_applying(installation: Installation) -> None:
+    installation.apply()
     change(installation.path, "UPDATE entities SET name = 'Written' WHERE rowid <= 50; DELETE FROM plain WHERE a = 1")
     report = installation.check()
     assert_identical(report)
@@ -353,9 +362,9 @@ def test_damage_is_named_under_writes(installation: Installation, what: str) -> 
 
 
 def test_a_damaged_row_that_is_written_again_is_mended(installation: Installation) -> None:
-    run_sql(installation.dsn, "UPDATE m.plain SET v = 'damaged' WHERE a = 1")
+    run_sql(installation.dsn, "UPDATE m.plain SET u = 'damaged' WHERE a = 1")
     assert differences(installation.check())
-    change(installation.path, "UPDATE plain SET v = 'again' WHERE a = 1")
+    change(installation.path, "UPDATE plain SET u = 'again' WHERE a = 1")
     assert_identical(installation.check())
 
 
@@ -433,6 +442,53 @@ def test_structures_that_change_while_it_is_written_and_applied(installation: In
     assert not {"m.db/relationships", "m.db/text_key"} & names
 
 
+@pytest.mark.parametrize("prune", [False, True], ids=["kept", "pruned"])
+def test_what_is_written_and_applied_between_the_two_looks(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, prune: bool
+) -> None:
+    installation.apply()
+    original = TargetLook.look
+    done: list[int] = []
+
+    def look(self: TargetLook, *arguments: Any) -> Any:
+        if not done:
+            done.append(1)
+            change(installation.path, "UPDATE conversations SET assistant_message = 'later'; DELETE FROM plain")
+            change(installation.path, "UPDATE entities SET name = 'Later' WHERE rowid < 200; DELETE FROM text_key")
+            installation.apply()
+            if prune:
+                # The entries that would explain the differences are gone.
+                installation.prune()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(TargetLook, "look", look)
+    report = installation.check()
+    assert done
+    assert_identical(report)
+    assert_all_compared(report)
+
+
+def test_a_migration_that_begins_meanwhile(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TargetLook.look
+    done: list[int] = []
+
+    def look(self: TargetLook, *arguments: Any) -> Any:
+        if not done:
+            done.append(1)
+            # As a migration does before it writes anything over.
+            begin = "UPDATE iceburg_migration.positions SET log_id = '', position = 0, epoch = epoch + 1"
+            run_sql(installation.dsn, begin)
+            run_sql(installation.dsn, "DELETE FROM matrix_entities; DELETE FROM conversations; DELETE FROM m.plain")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(TargetLook, "look", look)
+    report = installation.check()
+    assert done
+    assert report.differences == ()
+    ((problem),) = report.problems
+    assert "being migrated" in problem["problem"]
+
+
 def test_vacuum_gives_other_rowids(installation: Installation) -> None:
     change(installation.path, "DELETE FROM keyless WHERE rowid = 1")
     installation.apply()
@@ -449,11 +505,11 @@ def test_a_file_that_rests_and_has_no_log(tmp_path: Path, database: str) -> None
     assert_identical(report)
     assert_all_compared(report)
     assert rows(database, "SELECT count(*) FROM iceburg_migration.positions") == [(0,)]
-    run_sql(database, "UPDATE m.plain SET v = 'damaged' WHERE a = 1; DELETE FROM telemetry WHERE byte_offset = 0")
+    run_sql(database, "UPDATE m.plain SET u = 'damaged' WHERE a = 1; DELETE FROM telemetry WHERE byte_offset = 0")
     run_sql(database, "INSERT INTO m.plain (a, u) VALUES (9, 'nobody')")
     assert differences(check(database, tmp_path)) == [
         ("e.jsonl", "[0]", "(record)", "a record", None),
-        ("m.db/plain", "[1]", "v", 1, "damaged"),
+        ("m.db/plain", "[1]", "u", "one", "damaged"),
         ("m.db/plain", "[9]", "(record)", None, _ROW),
     ]
 
@@ -509,6 +565,22 @@ def test_a_position_of_another_log_is_named(installation: Installation) -> None:
     assert "not the one applied" in installation.check().problems[0]["problem"]
     run_sql(installation.dsn, "UPDATE iceburg_migration.positions SET log_id = ''")
     assert "being migrated" in installation.check().problems[0]["problem"]
+
+
+def test_a_log_that_is_replaced_meanwhile(installation: Installation) -> None:
+    done: list[int] = []
+
+    def replace(_event: Advance) -> None:
+        if not done:
+            done.append(1)
+            with closing(sqlite3.connect(installation.path, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                change_log.remove(connection)
+                change_log.install(connection, "m.db", "")
+                connection.execute("COMMIT")
+
+    ((problem),) = installation.check(listener=Listener(replace)).problems
+    assert "taken out or replaced" in problem["problem"]
 
 
 def test_shadow_tables_of_an_armed_file_are_passed_over(tmp_path: Path, database: str) -> None:
@@ -607,18 +679,14 @@ def test_damage_among_lines_is_named(events: Lines) -> None:
         " SELECT '00000000-0000-0000-0000-000000000001', dataset_id, 5, event_type, event_data FROM telemetry LIMIT 1",
     )
     run_sql(events.dsn, "DELETE FROM iceburg_migration.quarantine")
+    not_json = events.path.read_bytes().index(b"not JSON")
     found = differences(check(events.dsn, events.data_dir))
-    assert [(dataset, key, field) for dataset, key, field, _, _ in found if field != "event_type"] == [
+    assert {(dataset, key, field) for dataset, key, field, _, _ in found if field != "event_type"} == {
         ("e.jsonl", "", "(record)"),
         ("e.jsonl", "[0]", "n"),
         ("e.jsonl", f"[{offset}]", "(record)"),
-        ("e.jsonl", rows_of_quarantine(events), "(record)"),
-    ]
-
-
-def rows_of_quarantine(events: Lines) -> str:
-    """Return the key of the line that is not JSON."""
-    return f"[{events.path.read_bytes().index(b'not JSON')}]"
+        ("e.jsonl", f"[{not_json}]", "(record)"),
+    }
 
 
 def test_a_file_that_is_replaced_is_read_anew(events: Lines) -> None:
@@ -644,12 +712,12 @@ def test_the_command(installation: Installation) -> None:
     assert found["datasets"][0].keys() >= {
         "dataset", "source", "source_rows", "target_rows", "compared_rows", "rechecked", "differences",
     }  # fmt: skip
-    run_sql(installation.dsn, "UPDATE m.plain SET v = 'damaged' WHERE a = 1")
+    run_sql(installation.dsn, "UPDATE m.plain SET u = 'damaged' WHERE a = 1")
     started = time.monotonic()
     outcome = run_program("check", installation.data_dir, "--dsn", installation.dsn)
     assert time.monotonic() - started < 30
     assert outcome.returncode == 1
-    for word in ("Different: m.db/plain, key [1], v:", "damaged", "rechecked"):
+    for word in ("Different: m.db/plain, key [1], u:", "damaged", "rechecked"):
         assert word in outcome.stdout
     with contextlib.suppress(ValueError):
         raise AssertionError(json.loads(outcome.stdout))
