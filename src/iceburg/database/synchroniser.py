@@ -20,12 +20,14 @@ import psycopg
 from iceburg.database import fork_guard, metrics
 from iceburg.database.applier import Applied, NotReadyError
 from iceburg.database.breaker import Breaker
-from iceburg.database.positions import Mark, Position
+from iceburg.database.positions import Mark, Position, find_position
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.errors import IceburgError, TargetError
 
 _EVERY: Final = 0.25
 _PRUNE_EVERY: Final = 10.0
+# What takes longer than callers wait is given up by them and done in the background, in twice the time if need be.
+_LONGEST: Final = 3600.0
 # What is not ready is not asked again by every call.
 _NOT_READY_FOR: Final = 1.0
 _log = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ class Synchroniser:
         self._applied: dict[str, int] = {}
         self._not_ready: dict[str, float] = {}
         self._behind_since: dict[str, float] = {}
+        self._left_to_background: dict[str, float] = {}
         self._deadlines: dict[int, tuple[float, psycopg.Connection]] = {}
         self._known_available = False
         self._stop = threading.Event()
@@ -119,10 +122,10 @@ class Synchroniser:
         self._process = 0
 
     @contextlib.contextmanager
-    def watched(self, connection: psycopg.Connection) -> Iterator[None]:
+    def watched(self, connection: psycopg.Connection, patience: float | None = None) -> Iterator[None]:
         """Have a connection cut if what is done with it meanwhile takes longer than the patience."""
         key = id(connection)
-        self._deadlines[key] = time.monotonic() + self._patience, connection
+        self._deadlines[key] = time.monotonic() + (patience or self._patience), connection
         try:
             yield
         finally:
@@ -130,6 +133,8 @@ class Synchroniser:
 
     def catch_up(self, source: str, upto: int | None = None) -> bool:
         """Apply what is pending of a source; return whether PostgreSQL has it all, as far as is known.
+
+        What takes longer than the patience is left to the background.
 
         Parameters
         ----------
@@ -139,24 +144,40 @@ class Synchroniser:
             A position that is enough: nothing is done where it has been applied already.
         """
         was_away = self._breaker.is_open
-        if time.monotonic() < self._not_ready.get(source, 0.0) or not self._breaker.allows():
+        if source in self._left_to_background or not self._may_ask(source):
             return False
-        with self._locks[source]:
+        if not self._locks[source].acquire(timeout=self._patience):
+            self._breaker.not_asked()
+            return False
+        try:
             if upto is not None and self._applied.get(source, -1) >= upto:
                 self.note_success()
                 return True
-            if self._breaker.is_open and not was_away:
+            if source in self._left_to_background or (self._breaker.is_open and not was_away):
                 # It failed the one that was waited for: not each of those in the queue has to find out.
+                self._breaker.not_asked()
                 return False
-            return self._catch_up(source)
+            return self._catch_up(source, self._patience)
+        finally:
+            self._locks[source].release()
 
-    def _catch_up(self, source: str) -> bool:
+    def _may_ask(self, source: str) -> bool:
+        return time.monotonic() >= self._not_ready.get(source, 0.0) and self._breaker.allows()
+
+    def _catch_up(self, source: str, patience: float) -> bool:
+        began = None
         try:
-            with self._session.connection() as connection, self.watched(connection):
-                if not self._prepared:
-                    self._prepare(connection)
-                    self._prepared = True
-                applied = self._appliers[source].apply(connection)
+            with self._session.connection() as connection:
+                if patience > self._patience:
+                    # So much time only for a server that answers.
+                    find_position(connection, self._session.names, source)
+                    self.note_success()
+                began = time.monotonic()
+                with self.watched(connection, patience):
+                    if not self._prepared:
+                        self._prepare(connection)
+                        self._prepared = True
+                    applied = self._appliers[source].apply(connection)
         except NotReadyError as error:
             # PostgreSQL was perhaps not even asked.
             self._breaker.not_asked()
@@ -165,6 +186,8 @@ class Synchroniser:
             self._not_ready[source] = time.monotonic() + _NOT_READY_FOR
             return False
         except (psycopg.Error, TargetError) as error:
+            if began is not None and time.monotonic() - began >= patience:
+                self._left_to_background[source] = min(patience * 2, _LONGEST)
             self.note_failure(error)
             return False
         except (IceburgError, OSError) as error:
@@ -173,6 +196,7 @@ class Synchroniser:
             _log.warning("%s: not applied now: %s", source, error)
             return False
         self.note_success()
+        self._left_to_background.pop(source, None)
         self._not_ready.pop(source, None)
         self._applied[source] = applied.position
         self._behind_since.pop(source, None)
@@ -232,8 +256,15 @@ class Synchroniser:
         with fork_guard.active():
             metrics.PENDING.labels(source).set(pending)
             metrics.LAG.labels(source).set(time.monotonic() - self._behind_since[source])
-        if not self._locks[source].locked():
-            self.catch_up(source)
+        if not self._may_ask(source):
+            return
+        if not self._locks[source].acquire(blocking=False):
+            self._breaker.not_asked()
+            return
+        try:
+            self._catch_up(source, self._left_to_background.get(source, self._patience))
+        finally:
+            self._locks[source].release()
 
     def _prune(self) -> None:
         if self._breaker.is_open:
@@ -256,7 +287,7 @@ class Synchroniser:
         now = time.monotonic()
         for key, (deadline, connection) in list(self._deadlines.items()):
             if now > deadline and self._deadlines.pop(key, None) is not None:
-                _log.warning("PostgreSQL has not answered for %g s: its connection is cut", self._patience)
+                _log.warning("PostgreSQL has not done its work in time: its connection is cut")
                 with contextlib.suppress(OSError, psycopg.Error):  # it has ended at this moment
                     # A server that is stopped or unreachable answers no cancel request.
                     duplicate = socket.socket(fileno=os.dup(connection.fileno()))

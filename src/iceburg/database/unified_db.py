@@ -284,7 +284,7 @@ class UnifiedDatabase:
                     target = _DualTarget(dsn, self.layout, self.embedded, self.settings, self.breaker)
                     target.synchroniser.start()
                     self._dual = target
-            except (psycopg.Error, TargetError) as error:
+            except (psycopg.Error, TargetError, OSError) as error:
                 if self.breaker.failed():
                     _log.warning("PostgreSQL cannot be reached, SQLite answers: %s", error)
                 return None
