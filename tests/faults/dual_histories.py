@@ -144,7 +144,7 @@ def a_key_is_changed(do: Player) -> None:
 @history()
 def a_table_is_made_again(do: Player) -> None:
     do.put("e0")
-    do.old("INSERT INTO keyless (v, w) VALUES ('gone', 1), ('gone', 2)")
+    do.old("INSERT INTO wr (a, b, u) VALUES ('gone', 1, 1), ('gone', 2, 2)")
     do.catch_up()
     do.model.change_structure("same table again", "matrix")
     do.catch_up()

@@ -79,7 +79,9 @@ _STRUCTURES = {
     "add table": "CREATE TABLE later{0} (a INTEGER PRIMARY KEY, b); INSERT INTO later{0} (b) VALUES ('x'), (1.5)",
     "add column": "ALTER TABLE extra ADD COLUMN c{0} TEXT DEFAULT 'd'",
     "drop table": "DROP TABLE IF EXISTS later1; DROP TABLE IF EXISTS later2; DROP TABLE IF EXISTS later3",
-    "same table again": "DROP TABLE keyless; CREATE TABLE keyless (v TEXT, w); INSERT INTO keyless VALUES ('{0}', 1)",
+    "same table again": "DROP TABLE wr;"
+    "CREATE TABLE wr (a TEXT, b INT, u INT UNIQUE, PRIMARY KEY (b, a)) WITHOUT ROWID;"
+    "INSERT INTO wr (a, b, u) VALUES ('again', {0}, {0})",
 }
 
 actors = st.integers(0, ACTORS - 1)

@@ -45,6 +45,8 @@ class Mutation:
         What to run in place of the model, where a single history is apter.
     redundant
         Why no check need see it.
+    also
+        More to replace, in the same file.
     """
 
     guard: str
@@ -53,6 +55,7 @@ class Mutation:
     new: str
     tests: tuple[str, ...] = ()
     redundant: str = ""
+    also: tuple[tuple[str, str], ...] = ()
 
 
 MUTATIONS = (
@@ -150,8 +153,8 @@ MUTATIONS = (
     Mutation(
         "the applier compares the log's name (log_id)",
         "applier.py",
-        "if state is None or state.log_id != position.log_id:",
-        "if state is None:",
+        "if state is None or state.log_id != position.log_id or",
+        "if state is None or",
     ),
     Mutation(
         "what was migrated counts only if the file has not changed until it was armed",
@@ -215,6 +218,18 @@ MUTATIONS = (
         "if position is None or position < need.position:",
     ),
     Mutation(
+        "a read counts only if the file has not been cut or put back behind PostgreSQL's position",
+        "postgres_session.py",
+        "if position > need.position and not self._has(",
+        "if False and not self._has(",
+    ),
+    Mutation(
+        "a log that ends before the position is not applied",
+        "applier.py",
+        " or state.last < position.position:",
+        ":",
+    ),
+    Mutation(
         "a dataset with records in quarantine is read from the file",
         "postgres_session.py",
         "                if quarantined:\n",
@@ -237,9 +252,12 @@ MUTATIONS = (
     Mutation(
         "an unfinished line of a JSONL file is not applied",
         "jsonl_applier.py",
-        '    raw = raw[: raw.rfind(b"\\n") + 1]\n    found, offset = [], start\n'
-        '    for line in raw.split(b"\\n")[:-1]:',
-        '    found, offset = [], start\n    for line in raw.removesuffix(b"\\n").split(b"\\n"):',
+        'found = file.read(end - start).rfind(b"\\n")',
+        "found = len(file.read(end - start)) - 1",
+        also=(
+            ('    raw = raw[: raw.rfind(b"\\n") + 1]\n', ""),
+            ('for line in raw.split(b"\\n")[:-1]:', 'for line in raw.removesuffix(b"\\n").split(b"\\n"):'),
+        ),
     ),
     Mutation(
         "a JSONL file is known by its first line, too",
@@ -285,9 +303,11 @@ def mutated(mutation: Mutation, folder: Path) -> Path:
     shutil.copytree(REPOSITORY / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     path = source / "iceburg" / "database" / mutation.file
     text = path.read_text("utf-8")
-    if text.count(mutation.old) != 1:
-        raise SystemExit(f"{mutation.file}: {text.count(mutation.old)} times, not once:\n{mutation.old}")
-    path.write_text(text.replace(mutation.old, mutation.new), "utf-8")
+    for old, new in ((mutation.old, mutation.new), *mutation.also):
+        if text.count(old) != 1:
+            raise SystemExit(f"{mutation.file}: {text.count(old)} times, not once:\n{old}")
+        text = text.replace(old, new)
+    path.write_text(text, "utf-8")
     return source
 
 
@@ -297,7 +317,7 @@ def try_mutation(mutation: Mutation | None, examples: int, number: int) -> Outco
         source = REPOSITORY / "src" if mutation is None else mutated(mutation, Path(name))
         tests = () if mutation is None else mutation.tests
         command = [sys.executable, "-m", "tests.faults.dual_model", "--seed", str(number)]
-        command += ["--examples", str(examples), "--steps", "50"]
+        command += ["--histories", "--examples", str(examples), "--steps", "50"]
         if tests:
             command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         started = time.monotonic()
