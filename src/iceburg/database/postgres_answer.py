@@ -115,8 +115,6 @@ class Answer:
         The dataset.
     rows
         As selected.
-    state
-        What they are as of: reads of the same state of a source have the same.
     odd
         Whether there are originals of the fields asked about.
     kept
@@ -127,7 +125,6 @@ class Answer:
 
     bound: Bound
     rows: list[Fetched]
-    state: tuple[Any, ...] = ()
     odd: bool = False
     kept: bool = False
     originals: dict[bytes | str, Originals] = field(default_factory=dict)

@@ -20,35 +20,14 @@ from iceburg.mappings.json_value import usable_text
 from iceburg.records import Value
 
 # Where these stand in a row of either table.
-_DATASET, _TYPE, _DOCUMENT, _CREATED = 1, 2, 3, 4
+_TYPE, _DOCUMENT, _CREATED = 2, 3, 4
 
 _IDS: Final = 5_000
 _BY_IDS: Final[LiteralString] = "t.id = ANY($1::text[]::uuid[])"
 _BY_ID: Final[LiteralString] = "t.id = $1::uuid"
-# The second is not looked for where the first is there.
-_FIRST: Final[LiteralString] = """
-SELECT {columns} FROM {table} AS t WHERE {owned} AND t.id = $1::uuid
-UNION ALL SELECT {columns} FROM {table} AS t WHERE {owned} AND t.id = $2::uuid LIMIT 1
-"""
+_EITHER: Final[LiteralString] = "t.id IN ($1::uuid, $2::uuid)"
 _AT_ENDS: Final[LiteralString] = "(t.source_id = ANY($1::text[]) OR t.target_id = ANY($1::text[]))"
 _AT_END: Final[LiteralString] = "(t.source_id = $1::text OR t.target_id = $1::text)"
-# Both tables have the same columns, each under names of its own.
-_NEAR: Final = 200
-_WITH_ENDS: Final[LiteralString] = """
-WITH r AS MATERIALIZED (SELECT t.* FROM {table} AS t WHERE {owned} AND %s),
-     n AS (SELECT DISTINCT unnest(ARRAY[f.source_id, f.target_id]) AS entity_id
-           FROM (SELECT source_id, target_id FROM r ORDER BY relationship_id LIMIT 200) AS f)
-SELECT {columns} FROM r AS t
-UNION ALL
-SELECT e.id, e.dataset_id, e.entity_type, e.entity_data, e.created_at, e.updated_at
-FROM n JOIN {data}.matrix_entities e USING (entity_id)
-WHERE e.dataset_id = (SELECT dataset_id FROM {state}.datasets WHERE name = $2)
-"""
-_ODD_ENTITIES: Final[LiteralString] = """
-EXISTS (SELECT FROM {state}.datasets x WHERE x.name = $2
-        AND (EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = x.dataset_id)
-             OR EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = x.dataset_id)))
-"""
 _COUNT: Final[LiteralString] = "SELECT count(*), %s FROM {table} AS t WHERE {owned} %s GROUP BY 2"
 _FIELDS: Final[dict[str, LiteralString]] = {"entity_type": "t.entity_type", "source": "t.entity_data ->> 'source'"}
 
@@ -69,8 +48,6 @@ class PostgresMatrix:
         self._entities = entities
         self._relationships = relationships
         self._search = PostgresSearch(session, entities)
-        # What was counted, and as of which state: counting goes over all entities.
-        self._counted: dict[str, tuple[tuple[Any, ...], dict[Any, int]]] = {}
 
     def put(self, entity: Entity) -> None:
         """Insert an entity or replace it."""
@@ -96,10 +73,8 @@ class PostgresMatrix:
         if not is_text(entity_id):
             return None
         other = entity_id.removeprefix(PREFIX) if entity_id.startswith(PREFIX) else PREFIX + entity_id
-        keys = [key_text((entity_id,)), key_text((other,))]
-        row_ids = self._session.bound(self._entities).row_ids(keys)
-        found = _entities(self._session.find_by(self._entities, _FIRST, row_ids, keys=keys))
-        return found[0] if found else None
+        found = _entities(self._find(self._entities, _EITHER, [entity_id, other]))
+        return next((one for one in found if one.entity_id == entity_id), found[0] if found else None)
 
     def _find(self, dataset: str, condition: LiteralString, ids: list[str]) -> Answer:
         """Find records by what identifies them, whatever PostgreSQL has in its place."""
@@ -163,9 +138,7 @@ class PostgresMatrix:
 
     def network(self, entity_id: str, depth: int = 2, limit: int = 100) -> Network:
         """Walk breadth-first around an entity; see `network.walk`."""
-        return self._session.in_one_state(
-            lambda: walk(_Surroundings(self._session, self._entities, self._relationships), entity_id, depth, limit)
-        )
+        return self._session.in_snapshot(lambda: walk(self, entity_id, depth, limit))
 
     def delete(self, entity_id: str) -> bool:
         """Delete the entity of exactly this id, not its relationships; return whether it was there."""
@@ -196,18 +169,12 @@ class PostgresMatrix:
         return self._count("source", lambda source: (source is None, bytewise(source)))
 
     def _count(self, field: str, order: Callable[[Any], Any]) -> dict[Any, int]:
-        known = self._counted.get(field)
-        if known is not None and known[0] == self._session.ask(self._entities, "SELECT 1").state:
-            return dict(known[1])
         answer = self._session.ask(self._entities, _COUNT % (_FIELDS[field], ""), odd=(field,))
         if answer.odd:
             counts = self._session.in_snapshot(lambda: self._count_exactly(field))
         else:
             counts = {value: number for number, value in answer.rows}
-        counts = dict(sorted(counts.items(), key=lambda item: (-item[1], order(item[0]))))
-        if not answer.odd:
-            self._counted[field] = answer.state, counts
-        return dict(counts)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], order(item[0]))))
 
     def _count_exactly(self, field: str) -> dict[Value, int]:
         """Count those of which PostgreSQL has substitutes as what they are."""
@@ -221,40 +188,6 @@ class PostgresMatrix:
             counts[value] -= number
         counts.update(odd.columns(row)[field] for row in odd.rows)
         return {value: number for value, number in counts.items() if number}
-
-
-class _Surroundings(PostgresMatrix):
-    """The store during a walk: entities come along with the relationships that lead to them."""
-
-    def __init__(self, session: PostgresSession, entities: str, relationships: str) -> None:
-        super().__init__(session, entities, relationships)
-        self._near: dict[str, Entity | None] = {}
-
-    def relationships_of(self, entity_ids: Sequence[str]) -> list[Relationship]:
-        """Return the relationships from or to any of these ids, and note the entities at their ends."""
-        wanted: list[Any] = list(filter(is_text, entity_ids))
-        if any(usable_text(one) != one for one in wanted):
-            return super().relationships_of(wanted)
-        condition, ids = (_AT_END, wanted[0]) if len(wanted) == 1 else (_AT_ENDS, wanted)
-        answer = self._session.ask(
-            self._relationships, _WITH_ENDS % condition, [ids, self._entities], odd_if=_ODD_ENTITIES, originals=True
-        )
-        if answer.odd or answer.kept:
-            return super().relationships_of(wanted)
-        owner = answer.bound.dataset.dataset_id
-        found = [_relationship(row) for row in answer.rows if row[_DATASET] == owner]
-        if len(found) <= _NEAR:
-            self._near.update(dict.fromkeys(end for one in found for end in (one.source_id, one.target_id)))
-        entities = (_entity(row) for row in answer.rows if row[_DATASET] != owner)
-        self._near.update((entity.entity_id, entity) for entity in entities)
-        found.sort(key=lambda one: bytewise(one.relationship_id))
-        return found
-
-    def get_many(self, entity_ids: Sequence[str]) -> dict[str, Entity]:
-        """Return the entities of exactly these ids, by id."""
-        found = super().get_many([one for one in entity_ids if one not in self._near])
-        found.update((one, entity) for one in entity_ids if (entity := self._near.get(one)) is not None)
-        return found
 
 
 def _entities(answer: Answer) -> list[Entity]:

@@ -131,17 +131,6 @@ class PostgresPool:
             borrowed.close()
             self.pool.putconn(borrowed)
 
-    def cursor(self, connection: psycopg.Connection[Any]) -> psycopg.RawCursor[Any]:
-        """Return the cursor of a borrowed connection for reads; its parameters are $1, $2.
-
-        Each connection has one, because making one takes as long as a read of a record takes PostgreSQL.
-        """
-        found: psycopg.RawCursor[Any] | None = getattr(connection, "reader", None)
-        if found is None:
-            found = psycopg.RawCursor(connection)
-            connection.reader = found  # type: ignore[attr-defined]
-        return found
-
     def _no_connection(self) -> TargetError:
         if self._refused is not None:
             return explain_failure(self._refused, self._dsn)

@@ -35,14 +35,11 @@ _MANY: Final = 10_000
 
 # The position is read in the same snapshot as the rows. No row at all: the dataset is gone.
 _READ: Final[LiteralString] = """
-SELECT {log}, p.position, p.epoch, {quarantined} AS quarantined, {odd} AS odd, {kept}, t.*
+SELECT p.log_id, p.position, p.epoch, {quarantined} AS quarantined, {odd} AS odd, {kept}, t.*
 FROM {state}.datasets d LEFT JOIN {state}.positions p ON p.source_id = d.source_id
 {originals} LEFT JOIN LATERAL ({body}) AS t ON TRUE
 WHERE d.dataset_id = {dataset}
 """
-_LOG: Final[LiteralString] = "p.log_id"
-# Alone, PostgreSQL has no position; two statements that see the same transactions see the same rows.
-_SNAPSHOT: Final[LiteralString] = "(SELECT pg_current_snapshot()::text)"
 _QUARANTINED: Final[LiteralString] = "EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = {dataset})"
 _ODD: Final[LiteralString] = """
 EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = {dataset} AND o.field = ANY({fields}))
@@ -306,7 +303,7 @@ class PostgresSession(PostgresPool):
         """
         for _ in range(_ATTEMPTS):
             bound = self.bound(name)
-            need = self._need(bound.dataset.source)
+            need = None if self._gate is None else self._gate(bound.dataset.source)
             try:
                 found = self._run(bound, body, parameters, (tuple(odd), odd_if), originals)
             except StaleError:
@@ -314,7 +311,7 @@ class PostgresSession(PostgresPool):
                     raise
                 self.forget()
                 continue
-            log_id, position, epoch, quarantined, inexact, kept, *parts = found[0][:_HEAD]
+            log_id, position, _, quarantined, inexact, kept, *parts = found[0][:_HEAD]
             if need is not None:
                 if log_id != need.log_id or position is None or position < need.position:
                     raise BehindError(f"PostgreSQL is at {position}, SQLite at {need.position}", where=name)
@@ -322,28 +319,13 @@ class PostgresSession(PostgresPool):
                     raise BehindError(f"the file ends before {position}, where PostgreSQL is", where=name)
                 if quarantined:
                     raise BehindError("PostgreSQL does not hold all of it", where=name)
-            rows = [row[_HEAD:] for row in found if row[_HEAD] is not None]
-            answer = Answer(bound, rows, (log_id, position, epoch), inexact)
-            seen = getattr(self._mine, "seen", None)
-            if seen is not None:
-                seen.add(answer.state)
+            answer = Answer(bound, [row[_HEAD:] for row in found if row[_HEAD] is not None], inexact)
             if isinstance(originals, bool):
                 answer.kept = kept
             elif kept is not None:
                 answer.originals = bound.originals(list(zip(kept, *parts, strict=True)))
             return answer
         raise BehindError("its definition changes again and again", where=name)
-
-    def _need(self, source: str) -> Mark | None:
-        """Return what a read needs: of several that belong together, what the first of them does."""
-        if self._gate is None:
-            return None
-        needs: dict[str, Mark | None] | None = getattr(self._mine, "needs", None)
-        if needs is None:
-            return self._gate(source)
-        if source not in needs:
-            needs[source] = self._gate(source)
-        return needs[source]
 
     def _has(self, source: str, position: int) -> bool:
         """Whether a source goes on to a position: written meanwhile, and not cut or put back to an older state."""
@@ -355,26 +337,11 @@ class PostgresSession(PostgresPool):
         if self._is_pinned:
             return call()
         for _ in range(_ATTEMPTS):
-            needs, self._mine.needs = getattr(self._mine, "needs", None), {}
             try:
                 return super().in_snapshot(call)
             except StaleError:
                 self.forget()
-            finally:
-                self._mine.needs = needs
         raise BehindError("definitions change again and again", where=self.description)
-
-    def in_one_state(self, call: Callable[[], T]) -> T:
-        """Return what a call returns of which every read sees the same state, as it mostly does without a snapshot."""
-        if self._is_pinned:
-            return call()
-        seen: set[object] = set()
-        self._mine.seen, self._mine.needs = seen, {}
-        try:
-            result = call()
-        finally:
-            self._mine.seen = self._mine.needs = None
-        return result if len(seen) < 2 else self.in_snapshot(call)
 
     def _run(
         self,
@@ -402,9 +369,9 @@ class PostgresSession(PostgresPool):
 
     def _fetch(self, statement: bytes, values: list[Any]) -> list[Fetched]:
         with self.connection() as connection:
-            cursor = self.cursor(connection)
             try:
-                return cursor.execute(statement, values, prepare=True, binary=True).fetchall()
+                with psycopg.RawCursor(connection) as cursor:
+                    return cursor.execute(statement, values, prepare=True, binary=True).fetchall()
             except psycopg.errors.FeatureNotSupported:
                 # The connection has the statement prepared for columns of other types.
                 connection.close()
@@ -439,7 +406,6 @@ class PostgresSession(PostgresPool):
         conditions += [part(further)] if further else []
         statement = part(
             _READ,
-            log=part(_SNAPSHOT if self._gate is None else _LOG),
             quarantined=no if self._gate is None else part(_QUARANTINED),
             odd=sql.SQL(" OR ").join(conditions) if conditions else no,
             kept=part(_GIVEN if keys else _KEPT if originals else _NOT_ASKED),
