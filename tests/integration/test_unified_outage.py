@@ -343,3 +343,7 @@ def test_stopping_does_not_wait_for_a_long_queue(tmp_path: Path, monkeypatch: py
         shadow._waiting.put(None)
         shadow._thread.join(10)
         assert not shadow._thread.is_alive()
+        never = ShadowReads(1.0, db.embedded, db.embedded, lambda source: None)
+        never.stop()
+        never.offer("x.y", "source", slow)
+        assert never._thread is None
