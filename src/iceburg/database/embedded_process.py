@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import grp
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -127,22 +130,13 @@ def _entry_by_id(uid: int) -> pwd.struct_passwd:
 
 
 def _system_user() -> pwd.struct_passwd:
-    command = ["useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"]
-    command += ["--user-group", "--comment", "iceburg-db embedded PostgreSQL", SYSTEM_USER]
-    if SYSTEM_USER in (entry.gr_name for entry in grp.getgrall()):
-        command[command.index("--user-group")] = f"--gid={SYSTEM_USER}"
-    for attempt in range(5):
-        found = _entry_by_name(SYSTEM_USER)
-        if found is not None:
-            return found
-        try:
-            # Two first starts at once, for different homes, meet at the lock of /etc/passwd: hence the attempts.
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)  # noqa: S603
-        except subprocess.CalledProcessError:
-            time.sleep(0.2 * attempt)
-        except FileNotFoundError:
-            break
-    for name in (SYSTEM_USER, *_FALLBACK_USERS):
+    found = _entry_by_name(SYSTEM_USER)
+    if found is None and shutil.which("useradd") is not None:
+        with _one_at_a_time():
+            found = _entry_by_name(SYSTEM_USER) or _add_system_user()
+    if found is not None:
+        return found
+    for name in _FALLBACK_USERS:
         found = _entry_by_name(name)
         if found is not None and found.pw_uid != 0:
             return found
@@ -150,6 +144,32 @@ def _system_user() -> pwd.struct_passwd:
         "PostgreSQL does not run as root, and there is no unprivileged user to run it as.",
         hint=f"Create one with `useradd --system {SYSTEM_USER}`, or run iceburg-db as an ordinary user.",
     )
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    # Of two `useradd` at once, the second may replace the first one's entry, with another number: it looks for the
+    # name before it takes its own lock. The directory is locked because no file of ours is shared by all homes.
+    directory = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _add_system_user() -> pwd.struct_passwd | None:
+    command = ["useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"]
+    command += ["--user-group", "--comment", "iceburg-db embedded PostgreSQL", SYSTEM_USER]
+    if SYSTEM_USER in (entry.gr_name for entry in grp.getgrall()):
+        command[command.index("--user-group")] = f"--gid={SYSTEM_USER}"
+    for attempt in range(5):
+        # It fails where somebody else is changing /etc/passwd: hence the attempts.
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
+        if done.returncode == 0:
+            break
+        time.sleep(0.2 * attempt)
+    return _entry_by_name(SYSTEM_USER)
 
 
 def _entry_by_name(name: str) -> pwd.struct_passwd | None:
