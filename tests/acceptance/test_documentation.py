@@ -41,7 +41,7 @@ REPAIR = "run: python -m tests.acceptance.test_documentation"
 
 _BLOCK = re.compile(r"(<!-- (help|modules): ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_ROOMS = ("", "sources", "mappings", "database", "migration", "verification", "demo")
+_ROOMS = ("", "cli", "sources", "mappings", "database", "migration", "verification", "demo")
 
 
 # What the program says

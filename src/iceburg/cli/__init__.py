@@ -1,0 +1,11 @@
+"""The command ``iceburg-db``: one function a command, no logic of its own."""
+
+from iceburg.cli import log, migration, server, verification
+from iceburg.cli.application import app
+
+__all__ = ["app", "log", "main", "migration", "server", "verification"]
+
+
+def main() -> None:
+    """Entry point of ``iceburg-db``."""
+    app(prog_name="iceburg-db")

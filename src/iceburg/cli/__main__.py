@@ -1,0 +1,5 @@
+"""``python -m iceburg.cli``."""
+
+from iceburg.cli import main
+
+main()
