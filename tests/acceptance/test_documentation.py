@@ -161,6 +161,8 @@ def imported_rooms(path: Path) -> set[str]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iceburg."):
                 found.add((node.module or "").split(".")[1])
+            elif isinstance(node, ast.ImportFrom) and node.module == "iceburg":
+                found.update(alias.name for alias in node.names if alias.name != "__version__")
             elif isinstance(node, ast.Import):
                 found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("iceburg."))
     return found
