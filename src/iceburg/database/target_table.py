@@ -138,6 +138,9 @@ class TargetTable:
         )
         with psycopg.RawCursor(connection) as cursor:
             rows: list[Row] = cursor.execute(statement, arrays, binary=True).fetchall()
+        if len(self.key_columns) == 1:
+            at = self.key_columns[0]
+            return {(row[at],): row for row in rows}
         return {tuple(row[i] for i in self.key_columns): row for row in rows}
 
     def delete(self, connection: psycopg.Connection, keys: Sequence[Row]) -> None:

@@ -13,7 +13,10 @@ from typing import Final
 # jsonb's numeric ends at 131,072 digits before and 16,383 after the point; nothing sensible comes near a tenth of it.
 MAX_DIGITS: Final = 1_000
 _DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
+# With signs as digits and either E as one, one look tells of nearly all texts that there is no far exponent.
+_COARSE: Final = bytes.maketrans(b"0123456789.+-E", b"0000000000000e")
 _LONG_NUMBER: Final = b"0" * 16
+_FAR_EXPONENT: Final = b"0e000"
 _FAR_EXPONENTS: Final = (b"0e000", b"0E000", b"0e+000", b"0E+000", b"0e-000", b"0E-000")
 _FAR_NUMBER: Final = re.compile(rb"(?<![0-9A-Za-z_.])[0-9][0-9.]*[eE][+-]?[0-9]{3}")
 
@@ -76,6 +79,9 @@ def number_text(value: int | float) -> str:
 
 def has_long_number(text: bytes) -> bool:
     """Whether `text` may hold a number that a double does not hold exactly: of 16 digits, or an exponent of three."""
+    coarse = text.translate(_COARSE)
+    if _LONG_NUMBER not in coarse and _FAR_EXPONENT not in coarse:
+        return False
     plain = text.translate(_DIGITS)
     if _LONG_NUMBER in plain:
         return True

@@ -297,6 +297,10 @@ def _canonical(value: Any, out: list[str], depth: int) -> None:
 
 def dumps_exact(value: Any) -> str:
     """Write what `loads_exact` or ``orjson.loads`` read, numbers by their tokens."""
+    try:
+        return dumps(value)
+    except TypeError:  # a `Number`, which the standard library does not write
+        pass
     out: list[str] = []
     _dump_exact(value, out)
     return "".join(out)
