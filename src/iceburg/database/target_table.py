@@ -17,6 +17,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
+from psycopg.types.datetime import DateBinaryLoader, TimestampBinaryLoader, TimestamptzBinaryLoader
 
 from iceburg.database.copy_format import ENCODERS, HEADER, TRAILER, Encoder, render
 
@@ -126,22 +127,44 @@ class TargetTable:
 
     def lookup(self, connection: psycopg.Connection, keys: Sequence[Row]) -> dict[Row, Row]:
         """Return the rows that have one of `keys`, by key; `prepare_loaders` must have been called."""
+        return self.by_key(self.fetch(connection, keys)[0])
+
+    def by_key(self, rows: Iterable[Row]) -> dict[Row, Row]:
+        """Return rows by key; of several with one key the last."""
+        if len(self.key_columns) == 1:
+            at = self.key_columns[0]
+            return {(row[at],): row for row in rows}
+        return {tuple(row[i] for i in self.key_columns): row for row in rows}
+
+    def fetch(self, connection: psycopg.Connection, keys: Sequence[Row]) -> tuple[list[Row], bool]:
+        """Return the rows that have one of `keys`, in any order; `prepare_loaders` must have been called.
+
+        A key that several rows have, where the table has lost its primary key, gives them all.
+
+        Returns
+        -------
+        tuple
+            The rows, and whether every value is one that Python has: others, such as the timestamp ``infinity``, are
+            `Unreadable`.
+        """
         if not keys:
-            return {}
+            return [], True
         extra, condition, arrays = self._having(keys)
         statement = sql.SQL("SELECT {} FROM {} AS t{} WHERE {} AND {}").format(
-            sql.SQL(", ").join(sql.Identifier("t", name) for name, _ in self.columns),
+            sql.SQL(", ").join(_selected(name, kind) for name, kind in self.columns),
             self.identifier,
             sql.SQL(", ") + extra if extra is not None else sql.SQL(""),
             condition,
             self._owned(),
         )
         with psycopg.RawCursor(connection) as cursor:
-            rows: list[Row] = cursor.execute(statement, arrays, binary=True).fetchall()
-        if len(self.key_columns) == 1:
-            at = self.key_columns[0]
-            return {(row[at],): row for row in rows}
-        return {tuple(row[i] for i in self.key_columns): row for row in rows}
+            cursor.execute(statement, arrays, binary=True)
+            try:
+                return cursor.fetchall(), True
+            except psycopg.DataError:
+                for kind, loader in _TOLERANT.items():
+                    cursor.adapters.register_loader(kind, loader)
+                return cursor.execute(statement, arrays, binary=True).fetchall(), False
 
     def delete(self, connection: psycopg.Connection, keys: Sequence[Row]) -> None:
         """Delete the rows that have one of `keys`."""
@@ -233,6 +256,14 @@ class TargetTable:
         )
 
 
+def _selected(name: str, kind: str) -> sql.Composable:
+    """Select a column as something that psycopg loads without calling Python, where there is such a thing."""
+    column = sql.Identifier("t", name)
+    if kind == "uuid":
+        return sql.SQL("uuid_send({})").format(column)
+    return sql.SQL("{}::text").format(column) if kind == "jsonb" else column
+
+
 def _array(kind: str, number: int) -> sql.Composable:
     # A list of UUIDs goes as text, which needs no object for each; the others go as what they are.
     return sql.SQL(f"${number}::text[]::uuid[]") if kind == "uuid" else sql.SQL(f"${number}::{kind}[]")
@@ -240,6 +271,41 @@ def _array(kind: str, number: int) -> sql.Composable:
 
 def _parameter(value: Any, kind: str) -> Any:
     return value.hex() if kind == "uuid" else value
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A value of the target that Python has no equal of."""
+
+    kind: str
+    raw: bytes
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.raw.hex()}"
+
+
+def _tolerant(kind: str, base: type[Loader]) -> type[Loader]:
+    class Tolerant(Loader):
+        format = Format.BINARY
+
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._base = base(oid, context)
+
+        def load(self, data: Buffer) -> Any:
+            try:
+                return self._base.load(data)
+            except psycopg.DataError:
+                return Unreadable(kind, bytes(data))
+
+    return Tolerant
+
+
+_TOLERANT: Final[dict[str, type[Loader]]] = {
+    "date": _tolerant("date", DateBinaryLoader),
+    "timestamp": _tolerant("timestamp", TimestampBinaryLoader),
+    "timestamptz": _tolerant("timestamptz", TimestamptzBinaryLoader),
+}
 
 
 class _RawLoader(Loader):

@@ -12,15 +12,17 @@ from collections.abc import Mapping as Dictionary
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import orjson
+from msgspec import Raw
 
 from iceburg.mappings.codecs import PgValue, encode_varchar
 from iceburg.mappings.identity import identify, key_text
 from iceburg.mappings.json_fragment import Fragment, fragment_of_any, fragment_of_json, fragment_of_text
+from iceburg.mappings.json_members import restored_json, split, string_in, text_of
 from iceburg.mappings.json_number import value_of_number
-from iceburg.mappings.json_value import dumps_exact, loads, quote
+from iceburg.mappings.json_value import loads, quote
 from iceburg.mappings.mapping import Difference, Original, Originals, Row, TargetColumn, UnrestorableError
 from iceburg.mappings.sqlite_record import RecordShape, SqliteRecord, pack, unpack
 from iceburg.mappings.timestamps import sqlite_timestamp, usable_datetime
@@ -122,6 +124,7 @@ class DocumentMapping:
             if name not in (table.type, "created_at")
         )
         self._names = frozenset(name for _, name, _, _ in self._members)
+        self._columns_in_order = tuple((name, name in table.documents) for name in shape.columns)
 
     def _fragment_function(self, name: str) -> Callable[[Value], Fragment]:
         if name in self._table.documents:
@@ -206,31 +209,25 @@ class DocumentMapping:
     def restore(self, row: Row, originals: Dictionary[str, Value]) -> SqliteRecord:
         """Return the record; raises `UnrestorableError` where the document is not one that `convert` makes."""
         text = row[_DOCUMENT]
-        assert isinstance(text, str)  # noqa: S101 - the column is NOT NULL
-        document = loads(text)
-        if not isinstance(document, dict) or not document.keys() <= self._names:
+        members = split(text) if isinstance(text, str) else None
+        if members is None or not members.keys() <= self._names:
             raise UnrestorableError(self._table.document, text)
-        created = row[_CREATED]
-        values: dict[str, Value] = {
-            self._table.type: row[_TYPE],  # type: ignore[dict-item]
-            "created_at": created.isoformat(" ") if isinstance(created, datetime) else None,
-        }
-        for _, name, _, fragment_of in self._members:
-            if name not in originals:
-                values[name] = self._restored(name, document, is_json=fragment_of is _fragment_of_json)
-        return self.shape.assemble(values, originals)
-
-    def _restored(self, name: str, document: dict[str, Any], *, is_json: bool) -> Value:
-        if name not in document:
-            return None
-        value = document[name]
-        if is_json:
-            return "" if value == "" else dumps_exact(value)
-        if isinstance(value, str):
-            return value
-        if value is None or isinstance(value, bool | dict | list):
-            raise UnrestorableError(name, value)
-        return value_of_number(value)
+        record: list[Value] = [None] * self.shape.key_width
+        for name, is_json in self._columns_in_order:
+            if name in originals:
+                record.append(originals[name])
+            elif name == self._table.type:
+                record.append(row[_TYPE])  # type: ignore[arg-type]
+            elif name == "created_at":
+                created = row[_CREATED]
+                record.append(created.isoformat(" ") if isinstance(created, datetime) else None)
+            elif name not in members:
+                record.append(None)
+            elif is_json:
+                record.append(restored_json(text_of(members[name])))
+            else:
+                record.append(_restored(name, members[name]))
+        return tuple(record)
 
     def differences(self, source: SqliteRecord, restored: SqliteRecord) -> list[Difference]:
         """Compare column by column."""
@@ -247,3 +244,14 @@ class DocumentMapping:
     def unpack(self, packed: bytes) -> SqliteRecord:
         """Read what `pack` wrote."""
         return unpack(packed)
+
+
+def _restored(name: str, member: Raw) -> Value:
+    """Return the value of a column that holds no JSON: a text or a number."""
+    text = string_in(member)
+    if text is not None:
+        return text
+    value = loads(text_of(member))
+    if value is None or isinstance(value, bool | dict | list):
+        raise UnrestorableError(name, value)
+    return value_of_number(value)

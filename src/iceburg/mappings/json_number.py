@@ -5,7 +5,6 @@ JSON sets no bound to a number; ``jsonb`` keeps a ``numeric``, Python and orjson
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Final
@@ -17,8 +16,7 @@ _DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
 _COARSE: Final = bytes.maketrans(b"0123456789.+-E", b"0000000000000e")
 _LONG_NUMBER: Final = b"0" * 16
 _FAR_EXPONENT: Final = b"0e000"
-_FAR_EXPONENTS: Final = (b"0e000", b"0E000", b"0e+000", b"0E+000", b"0e-000", b"0E-000")
-_FAR_NUMBER: Final = re.compile(rb"(?<![0-9A-Za-z_.])[0-9][0-9.]*[eE][+-]?[0-9]{3}")
+_WORD: Final = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +78,16 @@ def number_text(value: int | float) -> str:
 def has_long_number(text: bytes) -> bool:
     """Whether `text` may hold a number that a double does not hold exactly: of 16 digits, or an exponent of three."""
     coarse = text.translate(_COARSE)
-    if _LONG_NUMBER not in coarse and _FAR_EXPONENT not in coarse:
-        return False
-    plain = text.translate(_DIGITS)
-    if _LONG_NUMBER in plain:
+    if _LONG_NUMBER in coarse and _LONG_NUMBER in text.translate(_DIGITS):
         return True
-    return any(pattern in plain for pattern in _FAR_EXPONENTS) and _FAR_NUMBER.search(text) is not None
+    at = coarse.find(_FAR_EXPONENT)
+    while at >= 0:
+        # Digits within a word, such as a hexadecimal id, are no number.
+        before = text[max(0, at - MAX_DIGITS) : at + 1].rstrip(b"0123456789.")
+        if not before or before[-1] not in _WORD:
+            return True
+        at = coarse.find(_FAR_EXPONENT, at + 1)
+    return False
 
 
 def value_of_number(number: int | float | Number) -> int | float:

@@ -51,9 +51,7 @@ class RecordShape:
         found = []
         for name, a, b in zip(self.columns, source[width:], restored[width:], strict=True):
             # Most values are texts, or nothing: these need no closer look.
-            if a is b or (type(a) is str and type(b) is str and a == b):
-                continue
-            if same_value(a, b):
+            if a is b or (type(a) is str and type(b) is str and a == b) or same_value(a, b):
                 continue
             if name in self.json_columns and isinstance(a, str) and isinstance(b, str) and same_json(a, b):
                 continue

@@ -37,7 +37,10 @@ class DatasetVerification:
     source_rows, target_rows, quarantined_rows
         As counted now.
     compared_rows
-        Records compared field by field, through the restore conversion.
+        Records compared field by field, through the restore conversion: now, or by an earlier verification since which
+        neither side has changed.
+    unchanged_rows
+        Of these, those that were compared earlier.
     differences
         Number of differences, all of them, whether or not they are listed.
     """
@@ -49,6 +52,7 @@ class DatasetVerification:
     quarantined_rows: int
     compared_rows: int
     differences: int
+    unchanged_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,10 @@ class Findings:
     ----------
     source_rows, matched_rows, quarantined, originals
         Records read; rows, quarantined records and originals that belong to them.
+    duplicates
+        Rows that have the key of another row.
+    unchanged
+        Records that were not compared again, because both sides are as they were when they were.
     difference_count
         Number of differences.
     differences
@@ -104,6 +112,8 @@ class Findings:
     matched_rows: int = 0
     quarantined: int = 0
     originals: int = 0
+    duplicates: int = 0
+    unchanged: int = 0
     difference_count: int = 0
     differences: list[RecordDifference] = field(default_factory=list)
 
@@ -119,6 +129,8 @@ class Findings:
         self.matched_rows += other.matched_rows
         self.quarantined += other.quarantined
         self.originals += other.originals
+        self.duplicates += other.duplicates
+        self.unchanged += other.unchanged
         self.difference_count += other.difference_count
         self.differences.extend(other.differences[: limit - len(self.differences)])
 
