@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -131,10 +132,8 @@ class TargetTable:
 
     def by_key(self, rows: Iterable[Row]) -> dict[Row, Row]:
         """Return rows by key; of several with one key the last."""
-        if len(self.key_columns) == 1:
-            at = self.key_columns[0]
-            return {(row[at],): row for row in rows}
-        return {tuple(row[i] for i in self.key_columns): row for row in rows}
+        key_of = self.key_of
+        return {key_of(row): row for row in rows}
 
     def fetch(self, connection: psycopg.Connection, keys: Sequence[Row]) -> tuple[list[Row], bool]:
         """Return the rows that have one of `keys`, in any order; `prepare_loaders` must have been called.
@@ -165,6 +164,42 @@ class TargetTable:
                 for kind, loader in _TOLERANT.items():
                     cursor.adapters.register_loader(kind, loader)
                 return cursor.execute(statement, arrays, binary=True).fetchall(), False
+
+    def fetch_pages(self, connection: psycopg.Connection, first: int, last: int) -> list[Row]:
+        """Return the rows on the pages from `first` up to `last`, that one not included.
+
+        Raises
+        ------
+        psycopg.DataError
+            A value is one that Python does not have.
+        """
+        statement = sql.SQL("SELECT {} FROM {} AS t WHERE t.ctid >= {}::tid AND t.ctid < {}::tid AND {}").format(
+            sql.SQL(", ").join(_selected(name, kind) for name, kind in self.columns),
+            self.identifier,
+            sql.Literal(f"({first},0)"),
+            sql.Literal(f"({last},0)"),
+            self._owned(),
+        )
+        with psycopg.RawCursor(connection) as cursor:
+            return cursor.execute(statement, binary=True).fetchall()
+
+    def page_of(self, connection: psycopg.Connection, key: Row) -> int | None:
+        """Return the number of the page that the row of a key lies on; None if there is none."""
+        extra, condition, arrays = self._having([key])
+        statement = sql.SQL("SELECT (t.ctid::text::point)[0]::bigint FROM {} AS t{} WHERE {} AND {} LIMIT 1").format(
+            self.identifier, sql.SQL(", ") + extra if extra is not None else sql.SQL(""), condition, self._owned()
+        )
+        with psycopg.RawCursor(connection) as cursor:
+            row = cursor.execute(statement, arrays).fetchone()
+        return None if row is None else int(row[0])
+
+    @cached_property
+    def key_of(self) -> Callable[[Row], Row]:
+        """The function from a row to its key."""
+        if len(self.key_columns) == 1:
+            at = self.key_columns[0]
+            return lambda row: (row[at],)
+        return itemgetter(*self.key_columns)
 
     def delete(self, connection: psycopg.Connection, keys: Sequence[Row]) -> None:
         """Delete the rows that have one of `keys`."""

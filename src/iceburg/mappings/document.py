@@ -22,7 +22,7 @@ from iceburg.mappings.identity import identify, key_text
 from iceburg.mappings.json_fragment import Fragment, fragment_of_any, fragment_of_json, fragment_of_text
 from iceburg.mappings.json_members import restored_json, split, string_in, text_of
 from iceburg.mappings.json_number import value_of_number
-from iceburg.mappings.json_value import loads, quote
+from iceburg.mappings.json_value import loads, quote, same_json
 from iceburg.mappings.mapping import Difference, Original, Originals, Row, TargetColumn, UnrestorableError
 from iceburg.mappings.sqlite_record import RecordShape, SqliteRecord, pack, unpack
 from iceburg.mappings.timestamps import sqlite_timestamp, usable_datetime
@@ -124,6 +124,8 @@ class DocumentMapping:
             if name not in (table.type, "created_at")
         )
         self._names = frozenset(name for _, name, _, _ in self._members)
+        self._texts = tuple((at, name) for at, name, _, _ in self._members if name not in table.documents)
+        self._documents = tuple((at, name) for at, name, _, _ in self._members if name in table.documents)
         self._columns_in_order = tuple((name, name in table.documents) for name in shape.columns)
 
     def _fragment_function(self, name: str) -> Callable[[Value], Fragment]:
@@ -229,12 +231,49 @@ class DocumentMapping:
                 record.append(_restored(name, members[name]))
         return tuple(record)
 
+    def matches(self, record: SqliteRecord, row: Row) -> bool:
+        """Tell quickly of most records that their row, without originals, is as it should be; see `Matching`."""
+        text = row[_DOCUMENT]
+        members = split(text) if isinstance(text, str) else None
+        if members is None:
+            return False
+        left = len(members)
+        get = members.get
+        for position, name in self._texts:
+            value, member = record[position], get(name)
+            if member is None:
+                if value is not None:
+                    return False
+            elif type(value) is str and string_in(member) == value:
+                left -= 1
+            else:
+                return False
+        for position, name in self._documents:
+            value, member = record[position], get(name)
+            if member is None:
+                if value is not None:
+                    return False
+            elif type(value) is str:
+                restored = restored_json(text_of(member))
+                if restored != value and not same_json(value, restored):
+                    return False
+                left -= 1
+            else:
+                return False
+        kind, created = record[self._type], row[_CREATED]
+        if left or kind != row[_TYPE] or not (kind is None or type(kind) is str) or created != row[_UPDATED]:
+            return False
+        written = created.isoformat(" ") if isinstance(created, datetime) else created
+        return written == (None if self._created is None else record[self._created])
+
     def differences(self, source: SqliteRecord, restored: SqliteRecord) -> list[Difference]:
         """Compare column by column."""
         return self.shape.differences(source, restored)
 
     def derived(self, record: SqliteRecord) -> tuple[tuple[int, PgValue], ...]:
         """``updated_at`` begins as ``created_at``; the dataset is what the row was looked up by."""
+        if self._created is None:
+            return ((_CREATED, None), (_UPDATED, None))
         return ((_UPDATED, self._created_at(record, [])),)
 
     def pack(self, record: SqliteRecord) -> bytes:

@@ -45,6 +45,10 @@ def in_ascii(printed: str) -> str:
     """Return a JSON text that ``jsonb`` printed as Python writes the same value: with ASCII characters only."""
     if printed.isascii():
         return printed
+    if "\\x" not in printed and "\\U" not in printed:
+        text = printed.encode("ascii", "backslashreplace").decode("ascii")
+        if "\\U" not in text:
+            return text.replace("\\x", "\\u00")
     # Quoted as if it were a string, and what that does to quotation marks and backslashes undone: each quotation mark
     # has a backslash of its own before it, and after that backslashes that were there stand in pairs.
     return encode_basestring_ascii(printed)[1:-1].replace('\\"', '"').replace("\\\\", "\\")

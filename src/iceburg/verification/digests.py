@@ -143,8 +143,8 @@ class RowDigests:
 
     def add(self, rows: Iterable[tuple[Row, Row]]) -> None:
         """Add rows that were found to be as they should, each with its key."""
-        head, columns, part_of_key = self._head, self._columns, self._part_of_key
-        values, counts, sha256, number = self._values, self._rows, hashlib.sha256, int.from_bytes
+        head, columns, values, counts = self._head, self._columns, self._values, self._rows
+        sha256, number, part_of_key = hashlib.sha256, int.from_bytes, self._part_of_key
         for key, row in rows:
             fields = [head]
             for (oid, encode), value in zip(columns, row, strict=True):

@@ -15,8 +15,11 @@ from iceburg.verification.digests import RowsDigest, digest_records
 from iceburg.verification.proofs import Range, collect_rows
 from iceburg.verification.records import WHOLE, CompareTask, Comparison, key_of_row
 from iceburg.verification.report import Findings, RecordDifference
+from iceburg.verification.row_stream import RowStream
 
 _BATCH: Final = 2_000
+# Below this, where rows lie does not matter.
+_SMALL: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,10 @@ class _RangeComparison:
         self._digests = None
         if task.shift is not None:
             self._digests = collect_rows(context.connection, task.dataset.target(), task.shift)
-        self._comparison = Comparison(self._ledger, task, self._digests)
+        rows = None
+        if (task.dataset.source_rows or 0) > _SMALL and task.proved is None and task.sample is None:
+            rows = RowStream(context.connection, task.dataset.target())
+        self._comparison = Comparison(self._ledger, task, self._digests, rows)
         self._found = Compared(self._comparison.findings)
         self._kept: set[str] = set()
         if task.proved is not None and task.keeps:

@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 from iceburg.database.catalogue import Dataset
 from iceburg.database.target_table import Unreadable, uuid_text
 from iceburg.mappings.codecs import same_value
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import same_json
-from iceburg.mappings.mapping import Difference, Mapping, Original, Row, UnmappableError, UnrestorableError
+from iceburg.mappings.mapping import Difference, Mapping, Matching, Original, Row, UnmappableError, UnrestorableError
 from iceburg.migration.ledger import Ledger
 from iceburg.records import Key, Store
 from iceburg.verification.digests import RowDigests
 from iceburg.verification.report import Findings, RecordDifference, show
+from iceburg.verification.row_stream import RowStream
 
 WHOLE = "(record)"
-_NOTHING: Final[dict[str, Any]] = {}
-_ANYTHING: Final = Difference(WHOLE, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,8 @@ class Comparison:
         Whose records, and how many differences are listed; its range is not looked at.
     digests
         Where the rows that are as they should are noted; None for nowhere.
+    rows
+        Fetches them; None: each batch by its keys.
 
     Attributes
     ----------
@@ -86,14 +88,22 @@ class Comparison:
         The records of the last call that differ.
     """
 
-    def __init__(self, ledger: Ledger, task: CompareTask, digests: RowDigests | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        task: CompareTask,
+        digests: RowDigests | None = None,
+        rows: RowStream | None = None,
+    ) -> None:
         self.findings = Findings()
         self.suspects: list[Any] = []
         self._ledger = ledger
         self._task = task
         self._mapping = task.dataset.mapping()
+        self._matches = self._mapping.matches if isinstance(self._mapping, Matching) else None
         self._target = task.dataset.target()
         self._digests = digests
+        self._fetch = partial(self._target.fetch, ledger.connection) if rows is None else rows.fetch
 
     def compare(self, records: Sequence[Any]) -> None:
         """Compare records, each with its row, its originals and its quarantined form."""
@@ -118,17 +128,12 @@ class Comparison:
         equal: list[tuple[Row, Row]],
     ) -> None:
         """Compare records beside which nothing is kept, and look closely only at those that differ."""
-        restore, differences, derived = self._mapping.restore, self._mapping.differences, self._mapping.derived
+        matches = self._matches
         for record, key in zip(records, keys, strict=True):
             row = rows.get(key) if key is not None else None
-            if row is not None:
-                try:
-                    found = differences(record, restore(row, _NOTHING))
-                except UnrestorableError:
-                    found = [_ANYTHING]
-                if not found and all(expected == row[position] for position, expected in derived(record)):
-                    equal.append((key, row))  # type: ignore[arg-type]
-                    continue
+            if row is not None and matches is not None and matches(record, row):
+                equal.append((key, row))  # type: ignore[arg-type]
+                continue
             self._note_all(record, key, row, None, None, equal)
 
     def _compare_each(
@@ -179,7 +184,7 @@ class Comparison:
 
         Also return whether all their values can be read.
         """
-        found, readable = self._target.fetch(self._ledger.connection, keys)
+        found, readable = self._fetch(keys)
         rows = self._target.by_key(found)
         if len(rows) < len(found):
             numbers = Counter(tuple(row[i] for i in self._target.key_columns) for row in found)
