@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
+from iceburg.migration.build_progress import Build
 from iceburg.migration.migrator import Migrator
 from iceburg.migration.report import DatasetReport, MigrationReport
 from iceburg.migration.run import Options
@@ -54,6 +55,9 @@ class Listener:
         self.phases.append(text)
 
     def expect(self, dataset: str, rows: int, done: int) -> None:
+        pass
+
+    def build(self, build: Build) -> None:
         pass
 
     def advance(self, event: Advance) -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 from iceburg.database.embedded import ServerStatus
 from iceburg.inspection_view import render_inspection
 from iceburg.log_view import Logs, render_logs
+from iceburg.migration.build_progress import Build
 from iceburg.migration.inspection import Inspection
 from iceburg.migration.report import MigrationReport
 from iceburg.migration.status import Status
@@ -25,6 +26,8 @@ from iceburg.verification.consistency_report import ConsistencyReport
 from iceburg.verification.report import RecordDifference, VerificationReport
 
 _PLAIN_INTERVAL: Final = 5.0
+# An index of which nothing was heard for so many seconds is there.
+_GONE: Final = 3.0
 _NUMERIC: Final = frozenset(
     (
         "rows",
@@ -76,6 +79,7 @@ class ProgressView:
         self._tasks: dict[str, Any] = {}
         self._done: dict[str, int] = {}
         self._total: dict[str, int] = {}
+        self._built: dict[str, float] = {}
         self._started = self._told = time.monotonic()
         self._seen = 0
 
@@ -119,6 +123,23 @@ class ProgressView:
         if now - self._told >= _PLAIN_INTERVAL:
             self._told = now
             self._print_line(now)
+
+    def build(self, build: Build) -> None:
+        """Show how far an index is."""
+        share, now = build.share or 0.0, time.monotonic()
+        if self._bars is not None:
+            if build.what not in self._tasks:
+                self._tasks[build.what] = self._bars.add_task(build.what, total=100)
+            # A build goes through several phases, each from the beginning.
+            description = f"{build.what}: {build.phase}"
+            self._bars.update(self._tasks[build.what], completed=100 * share, description=description, visible=True)
+            self._built[build.what] = now
+            for what, heard in self._built.items():
+                if now - heard > _GONE:
+                    self._bars.update(self._tasks[what], visible=False)
+        elif now - self._told >= _PLAIN_INTERVAL:
+            self._told = now
+            self._console.print(f"{build.what}: {build.phase}, {share:.0%}", markup=False)
 
     def _print_line(self, now: float) -> None:
         done, total = sum(self._done.values()), sum(self._total.values())

@@ -54,6 +54,8 @@ class VectorIndex:
         What a session has to set for a search to find what it should.
     recall
         Share of the nearest records that it then found; None where it was not measured.
+    asked
+        The kind that was asked for.
     why
         Why there is none.
     """
@@ -62,6 +64,7 @@ class VectorIndex:
     options: dict[str, int] = field(default_factory=dict)
     search: dict[str, int] = field(default_factory=dict)
     recall: float | None = None
+    asked: VectorIndexKind = "ivfflat"
     why: str | None = None
 
     def with_search(self, search: dict[str, int], recall: float) -> VectorIndex:
@@ -70,7 +73,13 @@ class VectorIndex:
 
     def to_json(self) -> dict[str, Any]:
         """Return what is recorded of it."""
-        return {"kind": self.kind, "options": self.options, "search": self.search, "recall": self.recall}
+        return {
+            "kind": self.kind,
+            "asked": self.asked,
+            "options": self.options,
+            "search": self.search,
+            "recall": self.recall,
+        }
 
 
 def plan_index(dataset: Dataset, kind: VectorIndexKind, rows: int) -> VectorIndex:
@@ -82,19 +91,23 @@ def plan_index(dataset: Dataset, kind: VectorIndexKind, rows: int) -> VectorInde
     collection: dict[str, Any] = dataset.definition["collection"]
     dimension = collection["dimension"]
     if kind == "none" or not rows or not dimension:
-        return VectorIndex("none")
+        return VectorIndex("none", asked=kind)
     if dimension > HALFVEC_LIMIT:
         return VectorIndex(
-            "none", why=f"no vector index: pgvector indexes up to {HALFVEC_LIMIT} dimensions, search is exact"
+            "none",
+            asked=kind,
+            why=f"no vector index: pgvector indexes up to {HALFVEC_LIMIT} dimensions, search is exact",
         )
     if kind == "hnsw":
-        return VectorIndex(kind, dict(_HNSW), {"hnsw.ef_search": 40})
+        return VectorIndex(kind, dict(_HNSW), {"hnsw.ef_search": 40}, asked=kind)
     if dimension == 1 and collection["distance"] != "l2":
         return VectorIndex(
-            "none", why="no vector index: pgvector's ivfflat needs two dimensions for this distance, search is exact"
+            "none",
+            asked=kind,
+            why="no vector index: pgvector's ivfflat needs two dimensions for this distance, search is exact",
         )
     lists = max(1, rows // 1000 if rows <= 1_000_000 else round(rows**0.5))
-    return VectorIndex(kind, {"lists": lists}, {"ivfflat.probes": max(1, round(lists**0.5))})
+    return VectorIndex(kind, {"lists": lists}, {"ivfflat.probes": max(1, round(lists**0.5))}, asked=kind)
 
 
 def vector_type(dimension: int | None) -> sql.Composable:
@@ -162,9 +175,15 @@ def record_index(connection: psycopg.Connection, names: SchemaNames, dataset_id:
 
 def recorded_indexes(connection: psycopg.Connection, names: SchemaNames) -> dict[int, VectorIndex]:
     """Return what is recorded, by collection."""
-    rows = connection.execute(names.format(_SELECT)).fetchall()
+    rows: list[tuple[int, Any]] = connection.execute(names.format(_SELECT)).fetchall()
     return {
-        number: VectorIndex(found["kind"], found.get("options", {}), found.get("search", {}), found.get("recall"))
+        number: VectorIndex(
+            found["kind"],
+            found.get("options", {}),
+            found.get("search", {}),
+            found.get("recall"),
+            found["asked"],
+        )
         for number, found in rows
         if isinstance(found, dict) and found.get("kind") in VECTOR_INDEXES
     }
