@@ -183,15 +183,14 @@ class TargetTable:
         with psycopg.RawCursor(connection) as cursor:
             return cursor.execute(statement, binary=True).fetchall()
 
-    def page_of(self, connection: psycopg.Connection, key: Row) -> int | None:
-        """Return the number of the page that the row of a key lies on; None if there is none."""
-        extra, condition, arrays = self._having([key])
-        statement = sql.SQL("SELECT (t.ctid::text::point)[0]::bigint FROM {} AS t{} WHERE {} AND {} LIMIT 1").format(
+    def pages_of(self, connection: psycopg.Connection, keys: Sequence[Row]) -> list[int]:
+        """Return the numbers of the pages that the rows of some keys lie on."""
+        extra, condition, arrays = self._having(keys)
+        statement = sql.SQL("SELECT (t.ctid::text::point)[0]::bigint FROM {} AS t{} WHERE {} AND {}").format(
             self.identifier, sql.SQL(", ") + extra if extra is not None else sql.SQL(""), condition, self._owned()
         )
         with psycopg.RawCursor(connection) as cursor:
-            row = cursor.execute(statement, arrays).fetchone()
-        return None if row is None else int(row[0])
+            return [int(page) for (page,) in cursor.execute(statement, arrays)]
 
     @cached_property
     def key_of(self) -> Callable[[Row], Row]:
@@ -280,6 +279,25 @@ class TargetTable:
                 )
             ).fetchall()
         return rows
+
+    def duplicated(self, connection: psycopg.Connection, limit: int) -> list[tuple[Row, int]]:
+        """Return up to `limit` rows whose keys several rows have, which no primary key allows, and how many have it."""
+        with psycopg.RawCursor(connection) as cursor:
+            found = cursor.execute(
+                sql.SQL(
+                    "SELECT {columns}, n.number FROM (SELECT *, count(*) OVER key AS number, row_number() OVER key AS place"
+                    " FROM {table} AS t WHERE {owned} WINDOW key AS (PARTITION BY {keys})) AS n"
+                    " WHERE n.number > 1 AND n.place = 1 LIMIT {limit}"
+                ).format(
+                    columns=sql.SQL(", ").join(sql.Identifier("n", name) for name, _ in self.columns),
+                    table=self.identifier,
+                    owned=self._owned(),
+                    keys=self._key_list,
+                    limit=sql.Literal(limit),
+                ),
+                binary=True,
+            ).fetchall()
+        return [(row[:-1], row[-1]) for row in found]
 
     def close_seen(self, connection: psycopg.Connection) -> None:
         """Forget the collection."""

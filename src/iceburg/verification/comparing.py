@@ -152,7 +152,7 @@ class RecordComparison:
             if not scope.can_read(dataset):
                 continue
             findings, kept = scope.of(dataset), self._kept[dataset.dataset_id]
-            expected_rows = findings.matched_rows + findings.duplicates
+            expected_rows = findings.matched_rows
             if counts[dataset.dataset_id] > expected_rows:
                 tasks.append(SurplusTask(scope.stores[dataset.source], dataset, limit))
             elif counts[dataset.dataset_id] < expected_rows:
@@ -168,7 +168,7 @@ class RecordComparison:
                 raise outcome.error
             dataset = outcome.task.dataset
             findings = scope.of(dataset)
-            expected_rows = findings.matched_rows + findings.duplicates
+            expected_rows = findings.matched_rows
             for difference in outcome.result:
                 findings.note(difference, limit)
             if outcome.result:

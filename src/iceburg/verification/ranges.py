@@ -197,7 +197,7 @@ class _RangeComparison:
 
 
 def run_surplus(context: Context, task: SurplusTask) -> list[RecordDifference]:
-    """List rows of which the source has no record."""
+    """List rows of which the source has no record, and rows that are there more than once."""
     connection = context.connection
     mapping = task.dataset.mapping()
     target = task.dataset.target()
@@ -210,7 +210,9 @@ def run_surplus(context: Context, task: SurplusTask) -> list[RecordDifference]:
         rows = target.unseen(connection, task.limit)
     finally:
         target.close_seen(connection)
+    found = [(row, None, "a row of which there is no record") for row in rows]
+    found += [(row, 1, f"{number} rows") for row, number in target.duplicated(connection, task.limit)]
     return [
-        RecordDifference(task.dataset.name, key_of_row(mapping, row), WHOLE, None, "a row of which there is no record")
-        for row in rows
+        RecordDifference(task.dataset.name, key_of_row(mapping, row), WHOLE, source, text)
+        for row, source, text in found
     ]

@@ -6,10 +6,8 @@ derived from others, and the usable values beside originals) is compared with wh
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from iceburg.database.catalogue import Dataset
@@ -78,7 +76,7 @@ class Comparison:
     digests
         Where the rows that are as they should are noted; None for nowhere.
     rows
-        Fetches them; None: each batch by its keys.
+        Finds them; None: each batch by its keys.
 
     Attributes
     ----------
@@ -103,12 +101,12 @@ class Comparison:
         self._matches = self._mapping.matches if isinstance(self._mapping, Matching) else None
         self._target = task.dataset.target()
         self._digests = digests
-        self._fetch = partial(self._target.fetch, ledger.connection) if rows is None else rows.fetch
+        self._lookup = self._by_key if rows is None else rows.lookup
 
     def compare(self, records: Sequence[Any]) -> None:
         """Compare records, each with its row, its originals and its quarantined form."""
         keys = [self._mapping.row_key(record) for record in records]
-        rows, readable = self._rows([key for key in keys if key is not None])
+        rows, readable = self._lookup([key for key in keys if key is not None])
         self.findings.source_rows += len(records)
         self.suspects = []
         equal: list[tuple[Row, Row]] = []
@@ -179,23 +177,9 @@ class Comparison:
             if self._digests is not None:
                 self._digests.spoil(key)
 
-    def _rows(self, keys: Sequence[Row]) -> tuple[dict[Row, Row], bool]:
-        """Return the rows that have one of `keys`, by key, and note those that have the key of another.
-
-        Also return whether all their values can be read.
-        """
-        found, readable = self._fetch(keys)
-        rows = self._target.by_key(found)
-        if len(rows) < len(found):
-            numbers = Counter(tuple(row[i] for i in self._target.key_columns) for row in found)
-            self.findings.duplicates += len(found) - len(rows)
-            for key, number in numbers.items():
-                if number > 1:
-                    difference = RecordDifference(
-                        self._task.dataset.name, key_of_row(self._mapping, rows[key]), WHOLE, 1, f"{number} rows"
-                    )
-                    self.findings.note(difference, self._task.limit)
-        return rows, readable
+    def _by_key(self, keys: Sequence[Row]) -> tuple[dict[Row, Row], bool]:
+        rows, readable = self._target.fetch(self._ledger.connection, keys)
+        return self._target.by_key(rows), readable
 
     def _note(self, record: Any, difference: Difference) -> None:
         self.findings.note(

@@ -98,8 +98,6 @@ class Findings:
     ----------
     source_rows, matched_rows, quarantined, originals
         Records read; rows, quarantined records and originals that belong to them.
-    duplicates
-        Rows that have the key of another row.
     unchanged
         Records that were not compared again, because both sides are as they were when they were.
     difference_count
@@ -112,7 +110,6 @@ class Findings:
     matched_rows: int = 0
     quarantined: int = 0
     originals: int = 0
-    duplicates: int = 0
     unchanged: int = 0
     difference_count: int = 0
     differences: list[RecordDifference] = field(default_factory=list)
@@ -129,7 +126,6 @@ class Findings:
         self.matched_rows += other.matched_rows
         self.quarantined += other.quarantined
         self.originals += other.originals
-        self.duplicates += other.duplicates
         self.unchanged += other.unchanged
         self.difference_count += other.difference_count
         self.differences.extend(other.differences[: limit - len(self.differences)])

@@ -15,13 +15,20 @@ import psycopg
 from iceburg.database.target_table import TargetTable
 from iceburg.mappings.mapping import Row
 
-# Large enough to be worth a query, small enough that little is read for nothing where the rows go on elsewhere.
+# Read at once: enough to be worth a query, few enough that little is read for nothing where they go on elsewhere.
+_ROWS: Final = 500
 _PAGES: Final = 64
 _MOST_AHEAD: Final = 10_000
+# So many of the keys that are missing are looked up to find where reading goes on.
+_ASKED: Final = 8
+# Where no more than this part of a batch is missing, it is found by its keys.
+_FEW: Final = 20
+# After so many pages in a row with little on them, rows lie elsewhere than their records.
+_POOR: Final = 3
 
 
 class RowStream:
-    """Fetches the rows of one batch of records after the other.
+    """Finds the rows of one batch of records after the other.
 
     Parameters
     ----------
@@ -35,46 +42,51 @@ class RowStream:
         self._connection = connection
         self._target = target
         self._ahead: dict[Row, Row] = {}
+        self._taken: Sequence[Row] = ()
         self._page: int | None = None
+        self._pages = _PAGES
 
-    def fetch(self, keys: Sequence[Row]) -> tuple[list[Row], bool]:
-        """Return the rows that have one of `keys`, as `TargetTable.fetch` does."""
-        found = []
-        missing = dict.fromkeys(keys)
-        for key in keys:
-            row = self._ahead.pop(key, None)
-            if row is not None:
-                found.append(row)
-                del missing[key]
-        while missing and self._page is not None:
-            self._read_on(missing, found)
+    def lookup(self, keys: Sequence[Row]) -> tuple[dict[Row, Row], bool]:
+        """Return rows by key, among them all that have one of `keys`; see `TargetTable.fetch` for the second value."""
+        ahead = self._ahead
+        for key in self._taken:
+            ahead.pop(key, None)
+        if len(ahead) > _MOST_AHEAD:
+            ahead.clear()
+        self._taken = keys
+        missing = [key for key in keys if key not in ahead]
         readable = True
+        poor, few = 0, len(keys) // _FEW
+        while len(missing) > few and poor < _POOR:
+            if self._page is None:
+                self._page = self._place_of(missing[:_ASKED])
+            read = self._read_on()
+            before = len(missing)
+            missing = [key for key in missing if key not in ahead]
+            is_poor = (before - len(missing)) * 4 < read if missing else False
+            poor = poor + 1 if is_poor or not read else 0
+            if poor:
+                self._page = None
         if missing:
-            rows, readable = self._target.fetch(self._connection, list(missing))
-            found += rows
-            self._ahead = {}
-            self._page = self._target.page_of(self._connection, keys[-1])
-        return found, readable
+            rows, readable = self._target.fetch(self._connection, missing)
+            ahead.update(self._target.by_key(rows))
+        return ahead, readable
 
-    def _read_on(self, missing: dict[Row, None], found: list[Row]) -> None:
-        """Read the next pages; forget the place where most of what is there was not asked for."""
-        assert self._page is not None  # noqa: S101 - asked by the caller
+    def _place_of(self, keys: Sequence[Row]) -> int | None:
+        """Return the page after which most of some keys have their rows: single rows fill gaps anywhere."""
+        pages = self._target.pages_of(self._connection, keys)
+        near = {page: sum(page <= other < page + self._pages for other in pages) for page in pages}
+        return max(near, key=lambda page: near[page], default=None)
+
+    def _read_on(self) -> int:
+        """Read the next pages; return the number of rows on them."""
+        if self._page is None:
+            return 0
         try:
-            rows = self._target.fetch_pages(self._connection, self._page, self._page + _PAGES)
+            rows = self._target.fetch_pages(self._connection, self._page, self._page + self._pages)
         except psycopg.DataError:
-            self._page = None
-            return
-        self._page += _PAGES
-        before = len(found)
-        key_of = self._target.key_of
-        for row in rows:
-            key = key_of(row)
-            if key in missing:
-                del missing[key]
-                found.append(row)
-            elif key in self._ahead:
-                found.append(row)  # twice: both are to be seen
-            else:
-                self._ahead[key] = row
-        if (missing and (len(found) - before) * 2 < len(rows)) or not rows or len(self._ahead) > _MOST_AHEAD:
-            self._page = None
+            return 0  # to be read by its key, which says what cannot be read
+        self._page += self._pages
+        self._pages = max(4, min(_PAGES, self._pages * _ROWS // max(1, len(rows))))
+        self._ahead.update(self._target.by_key(rows))
+        return len(rows)
