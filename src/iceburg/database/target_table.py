@@ -18,9 +18,9 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
-from psycopg.types.datetime import DateBinaryLoader, TimestampBinaryLoader, TimestamptzBinaryLoader
 
 from iceburg.database.copy_format import ENCODERS, HEADER, TRAILER, Encoder, render
+from iceburg.database.record_format import DECODERS, Decoder, read_record
 
 Row: TypeAlias = "tuple[int | float | bool | str | bytes | Decimal | date | datetime | None, ...]"
 _STAGING: Final = sql.Identifier("pg_temp", "iceburg_staging")
@@ -127,70 +127,40 @@ class TargetTable:
         return int(found[0])
 
     def lookup(self, connection: psycopg.Connection, keys: Sequence[Row]) -> dict[Row, Row]:
-        """Return the rows that have one of `keys`, by key; `prepare_loaders` must have been called."""
-        return self.by_key(self.fetch(connection, keys)[0])
-
-    def by_key(self, rows: Iterable[Row]) -> dict[Row, Row]:
-        """Return rows by key; of several with one key the last."""
+        """Return the rows that have one of `keys`, by key."""
         key_of = self.key_of
-        return {key_of(row): row for row in rows}
+        return {key_of(row): row for row in map(self.read, self.fetch(connection, keys))}
 
-    def fetch(self, connection: psycopg.Connection, keys: Sequence[Row]) -> tuple[list[Row], bool]:
-        """Return the rows that have one of `keys`, in any order; `prepare_loaders` must have been called.
+    def fetch(self, connection: psycopg.Connection, keys: Sequence[Row]) -> list[bytes]:
+        """Return the rows that have one of `keys`, in any order, as ``record_send`` gives them.
 
         A key that several rows have, where the table has lost its primary key, gives them all.
-
-        Returns
-        -------
-        tuple
-            The rows, and whether every value is one that Python has: others, such as the timestamp ``infinity``, are
-            `Unreadable`.
         """
         if not keys:
-            return [], True
+            return []
         extra, condition, arrays = self._having(keys)
         statement = sql.SQL("SELECT {} FROM {} AS t{} WHERE {} AND {}").format(
-            sql.SQL(", ").join(_selected(name, kind) for name, kind in self.columns),
+            self._sent("t"),
             self.identifier,
             sql.SQL(", ") + extra if extra is not None else sql.SQL(""),
             condition,
             self._owned(),
         )
         with psycopg.RawCursor(connection) as cursor:
-            cursor.execute(statement, arrays, binary=True)
-            try:
-                return cursor.fetchall(), True
-            except psycopg.DataError:
-                for kind, loader in _TOLERANT.items():
-                    cursor.adapters.register_loader(kind, loader)
-                return cursor.execute(statement, arrays, binary=True).fetchall(), False
+            return [sent for (sent,) in cursor.execute(statement, arrays, binary=True).fetchall()]
 
-    def fetch_pages(self, connection: psycopg.Connection, first: int, last: int) -> list[Row]:
-        """Return the rows on the pages from `first` up to `last`, that one not included.
+    def _sent(self, alias: str) -> sql.Composed:
+        columns = sql.SQL(", ").join(sql.Identifier(alias, name) for name, _ in self.columns)
+        return sql.SQL("record_send(ROW({}))").format(columns)
 
-        Raises
-        ------
-        psycopg.DataError
-            A value is one that Python does not have.
-        """
-        statement = sql.SQL("SELECT {} FROM {} AS t WHERE t.ctid >= {}::tid AND t.ctid < {}::tid AND {}").format(
-            sql.SQL(", ").join(_selected(name, kind) for name, kind in self.columns),
-            self.identifier,
-            sql.Literal(f"({first},0)"),
-            sql.Literal(f"({last},0)"),
-            self._owned(),
-        )
-        with psycopg.RawCursor(connection) as cursor:
-            return cursor.execute(statement, binary=True).fetchall()
+    def read(self, sent: bytes) -> Row:
+        """Return the values of a row that `fetch` gave."""
+        return read_record(sent, self.decoders)
 
-    def pages_of(self, connection: psycopg.Connection, keys: Sequence[Row]) -> list[int]:
-        """Return the numbers of the pages that the rows of some keys lie on."""
-        extra, condition, arrays = self._having(keys)
-        statement = sql.SQL("SELECT (t.ctid::text::point)[0]::bigint FROM {} AS t{} WHERE {} AND {}").format(
-            self.identifier, sql.SQL(", ") + extra if extra is not None else sql.SQL(""), condition, self._owned()
-        )
-        with psycopg.RawCursor(connection) as cursor:
-            return [int(page) for (page,) in cursor.execute(statement, arrays)]
+    @cached_property
+    def decoders(self) -> tuple[Decoder, ...]:
+        """The decoders of the columns."""
+        return tuple(DECODERS[kind] for _, kind in self.columns)
 
     @cached_property
     def key_of(self) -> Callable[[Row], Row]:
@@ -265,39 +235,20 @@ class TargetTable:
     def unseen(self, connection: psycopg.Connection, limit: int) -> list[Row]:
         """Return up to `limit` rows whose keys were not collected."""
         connection.execute(sql.SQL("ANALYZE {}").format(_SEEN))
-        with connection.cursor(binary=True) as cursor:
-            rows: list[Row] = cursor.execute(
-                sql.SQL(
-                    "SELECT {} FROM {} AS t WHERE {} AND NOT EXISTS (SELECT FROM {} AS s WHERE {}) LIMIT {}"
-                ).format(
-                    self._column_list,
-                    self.identifier,
-                    self._owned(),
-                    _SEEN,
-                    self._matches_seen(),
-                    sql.Literal(limit),
-                )
-            ).fetchall()
-        return rows
+        statement = sql.SQL(
+            "SELECT {} FROM {} AS t WHERE {} AND NOT EXISTS (SELECT FROM {} AS s WHERE {}) LIMIT {}"
+        ).format(self._sent("t"), self.identifier, self._owned(), _SEEN, self._matches_seen(), sql.Literal(limit))
+        with psycopg.RawCursor(connection) as cursor:
+            return [self.read(sent) for (sent,) in cursor.execute(statement, binary=True).fetchall()]
 
     def duplicated(self, connection: psycopg.Connection, limit: int) -> list[tuple[Row, int]]:
         """Return up to `limit` rows whose keys several rows have, which no primary key allows, and how many have it."""
+        statement = sql.SQL(
+            "SELECT {}, n.number FROM (SELECT *, count(*) OVER key AS number, row_number() OVER key AS place"
+            " FROM {} AS t WHERE {} WINDOW key AS (PARTITION BY {})) AS n WHERE n.number > 1 AND n.place = 1 LIMIT {}"
+        ).format(self._sent("n"), self.identifier, self._owned(), self._key_list, sql.Literal(limit))
         with psycopg.RawCursor(connection) as cursor:
-            found = cursor.execute(
-                sql.SQL(
-                    "SELECT {columns}, n.number FROM (SELECT *, count(*) OVER key AS number, row_number() OVER key AS place"
-                    " FROM {table} AS t WHERE {owned} WINDOW key AS (PARTITION BY {keys})) AS n"
-                    " WHERE n.number > 1 AND n.place = 1 LIMIT {limit}"
-                ).format(
-                    columns=sql.SQL(", ").join(sql.Identifier("n", name) for name, _ in self.columns),
-                    table=self.identifier,
-                    owned=self._owned(),
-                    keys=self._key_list,
-                    limit=sql.Literal(limit),
-                ),
-                binary=True,
-            ).fetchall()
-        return [(row[:-1], row[-1]) for row in found]
+            return [(self.read(sent), number) for sent, number in cursor.execute(statement, binary=True).fetchall()]
 
     def close_seen(self, connection: psycopg.Connection) -> None:
         """Forget the collection."""
@@ -309,14 +260,6 @@ class TargetTable:
         )
 
 
-def _selected(name: str, kind: str) -> sql.Composable:
-    """Select a column as something that psycopg loads without calling Python, where there is such a thing."""
-    column = sql.Identifier("t", name)
-    if kind == "uuid":
-        return sql.SQL("uuid_send({})").format(column)
-    return sql.SQL("{}::text").format(column) if kind == "jsonb" else column
-
-
 def _array(kind: str, number: int) -> sql.Composable:
     # A list of UUIDs goes as text, which needs no object for each; the others go as what they are.
     return sql.SQL(f"${number}::text[]::uuid[]") if kind == "uuid" else sql.SQL(f"${number}::{kind}[]")
@@ -324,41 +267,6 @@ def _array(kind: str, number: int) -> sql.Composable:
 
 def _parameter(value: Any, kind: str) -> Any:
     return value.hex() if kind == "uuid" else value
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A value of the target that Python has no equal of."""
-
-    kind: str
-    raw: bytes
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.raw.hex()}"
-
-
-def _tolerant(kind: str, base: type[Loader]) -> type[Loader]:
-    class Tolerant(Loader):
-        format = Format.BINARY
-
-        def __init__(self, oid: int, context: Any = None) -> None:
-            super().__init__(oid, context)
-            self._base = base(oid, context)
-
-        def load(self, data: Buffer) -> Any:
-            try:
-                return self._base.load(data)
-            except psycopg.DataError:
-                return Unreadable(kind, bytes(data))
-
-    return Tolerant
-
-
-_TOLERANT: Final[dict[str, type[Loader]]] = {
-    "date": _tolerant("date", DateBinaryLoader),
-    "timestamp": _tolerant("timestamp", TimestampBinaryLoader),
-    "timestamptz": _tolerant("timestamptz", TimestamptzBinaryLoader),
-}
 
 
 class _RawLoader(Loader):

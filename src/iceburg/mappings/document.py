@@ -7,10 +7,11 @@ column that holds JSON text is embedded as JSON, NULL leaves its key out, ``''``
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from collections.abc import Mapping as Dictionary
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
@@ -73,6 +74,28 @@ RELATIONSHIPS: Final = DocumentTable(
 )
 
 _ID, _DATASET, _TYPE, _DOCUMENT, _CREATED, _UPDATED = range(6)
+
+
+# In what ``record_send`` gives of a row: where the type's length is, and two times that are NULL.
+_AT_TYPE: Final = 44
+_TIMESTAMP: Final = 1114
+_NO_TIMES: Final = 2 * struct.pack("!Ii", _TIMESTAMP, -1)
+_size: Final = struct.Struct("!i").unpack_from
+_time: Final = struct.Struct("!Iiq").unpack_from
+_EPOCH: Final = datetime(2000, 1, 1)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+@lru_cache(maxsize=8192)
+def _written(times: bytes) -> str | None:
+    """Return as text the first of the times that a row ends with; None if they are none that a text is of."""
+    if len(times) != 32:
+        return None
+    kind, size, value = _time(times)
+    try:
+        return (_EPOCH + value * _MICROSECOND).isoformat(" ") if (kind, size) == (_TIMESTAMP, 8) else None
+    except OverflowError:
+        return None
 
 
 @lru_cache(maxsize=4096)
@@ -231,10 +254,19 @@ class DocumentMapping:
                 record.append(_restored(name, members[name]))
         return tuple(record)
 
-    def matches(self, record: SqliteRecord, row: Row) -> bool:
+    def matches(self, record: SqliteRecord, sent: bytes) -> bool:
         """Tell quickly of most records that their row, without originals, is as it should be; see `Matching`."""
-        text = row[_DOCUMENT]
-        members = split(text) if isinstance(text, str) else None
+        # Each field after the number of its type and its length; the id and the dataset, of fixed lengths, come first.
+        size = _size(sent, _AT_TYPE)[0]
+        at = _AT_TYPE + 4
+        kind = None
+        if size >= 0:
+            kind = sent[at : at + size].decode()
+            at += size
+        size = _size(sent, at + 4)[0]
+        at += 8
+        # After the number of the format.
+        members = split(sent[at + 1 : at + size]) if size > 0 else None
         if members is None:
             return False
         left = len(members)
@@ -260,11 +292,13 @@ class DocumentMapping:
                 left -= 1
             else:
                 return False
-        kind, created = record[self._type], row[_CREATED]
-        if left or kind != row[_TYPE] or not (kind is None or type(kind) is str) or created != row[_UPDATED]:
+        wanted = record[self._type]
+        if left or kind != wanted or not (wanted is None or type(wanted) is str):
             return False
-        written = created.isoformat(" ") if isinstance(created, datetime) else created
-        return written == (None if self._created is None else record[self._created])
+        if self._created is None or record[self._created] is None:
+            return sent.endswith(_NO_TIMES) and len(sent) == at + size + len(_NO_TIMES)
+        times = sent[at + size :]
+        return times[8:16] == times[24:] and _written(times) == record[self._created]
 
     def differences(self, source: SqliteRecord, restored: SqliteRecord) -> list[Difference]:
         """Compare column by column."""

@@ -17,7 +17,7 @@ _string: Final = msgspec.json.Decoder(str)
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def split(text: str) -> dict[str, msgspec.Raw] | None:
+def split(text: str | bytes) -> dict[str, msgspec.Raw] | None:
     """Return the members of a JSON object as they are written; None of any other text.
 
     Of equal keys the last counts.

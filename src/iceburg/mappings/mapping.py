@@ -132,11 +132,15 @@ class Mapping(Protocol[RecordT]):
 
 @runtime_checkable
 class Matching(Protocol):
-    """A mapping that can tell in one go what `restore`, `differences` and `derived` tell one after the other."""
+    """A mapping that can tell in one go what `restore`, `differences` and `derived` tell one after the other.
 
-    def matches(self, record: Any, row: Row) -> bool:
-        """Whether `row` without originals is restored to `record`, and its derived columns are the record's.
+    The first of its columns is a UUID, which identifies a row.
+    """
 
-        False may also mean "not sure". Law, held by a Hypothesis test: where it is True, the long way finds nothing.
+    def matches(self, record: Any, sent: bytes) -> bool:
+        """Whether a row without originals is restored to `record`, and its derived columns are the record's.
+
+        `sent` is what PostgreSQL's ``record_send`` gives of the row's columns. False may also mean "not sure". Law,
+        held by a Hypothesis test: where it is True, the long way finds nothing.
         """
         ...

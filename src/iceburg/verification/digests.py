@@ -33,7 +33,7 @@ _BITS: Final = 16
 _PACKAGES: Final = ("iceburg.mappings", "iceburg.verification", "iceburg.database")
 _MODULES: Final = {
     "iceburg.verification": ("digests.py", "proofs.py", "ranges.py", "records.py", "verifier.py"),
-    "iceburg.database": ("target_table.py", "copy_format.py", "catalogue.py", "kept.py"),
+    "iceburg.database": ("target_table.py", "record_format.py", "copy_format.py", "catalogue.py", "kept.py"),
 }
 
 
@@ -90,73 +90,45 @@ class RowDigests:
 
     Parameters
     ----------
-    types
-        Numbers (OID) of the columns' types.
-    encoders
-        As for COPY: ``record_send`` writes a value as COPY does, after the number of its type.
-    key_columns
-        Positions of those that identify a row.
-    is_uuid
-        Whether that is a single UUID, whose bits are as good as a digest's.
+    key
+        Number (OID) of the type of each column that identifies a row, and its encoder for COPY, which writes a value as
+        ``record_send`` does; None where that is a single UUID, whose bits are as good as a digest's.
     shift
         See `part_count`.
     """
 
-    def __init__(
-        self,
-        types: Sequence[int],
-        encoders: Sequence[Encoder],
-        key_columns: Sequence[int],
-        *,
-        is_uuid: bool,
-        shift: int,
-    ) -> None:
-        self._columns = [(struct.pack("!I", oid), encode) for oid, encode in zip(types, encoders, strict=True)]
-        self._head = struct.pack("!i", len(self._columns))
-        self._key_columns = tuple(key_columns)
+    def __init__(self, key: Sequence[tuple[int, Encoder]] | None, shift: int) -> None:
+        self._key = [] if key is None else [(struct.pack("!I", oid), encode) for oid, encode in key]
         self._shift = shift
-        self._part_of_key = self._part_of_uuid if is_uuid else self._part_of_digest
+        self.part = self._part_of_uuid if key is None else self._part_of_digest
         self._values = [0] * part_count(shift)
         self._rows = [0] * part_count(shift)
         self.spoiled: set[int] = set()
 
-    def part(self, key: Row) -> int:
-        """Return the part of the rows of a key."""
-        return self._part_of_key(key)
-
     def _part_of_uuid(self, key: Row) -> int:
-        raw = key[0]
-        assert isinstance(raw, bytes)  # noqa: S101 - `is_uuid`
-        return (raw[0] << 8 | raw[1]) >> self._shift
+        raw: Any = key[0]
+        return int(raw[0] << 8 | raw[1]) >> self._shift
 
     def _part_of_digest(self, key: Row) -> int:
-        head = struct.pack("!i", len(key))
-        raw = hashlib.sha256(head + self._fields(zip(self._key_columns, key, strict=True))).digest()
+        fields = [struct.pack("!i", len(self._key))]
+        for (oid, encode), value in zip(self._key, key, strict=True):
+            fields += (oid, NULL if value is None else encode(value))
+        raw = hashlib.sha256(b"".join(fields)).digest()
         return (raw[0] << 8 | raw[1]) >> self._shift
 
-    def _fields(self, values: Iterable[tuple[int, Any]]) -> bytes:
-        parts: list[bytes] = []
-        for position, value in values:
-            oid, encode = self._columns[position]
-            parts += (oid, NULL if value is None else encode(value))
-        return b"".join(parts)
-
-    def add(self, rows: Iterable[tuple[Row, Row]]) -> None:
-        """Add rows that were found to be as they should, each with its key."""
-        head, columns, values, counts = self._head, self._columns, self._values, self._rows
-        sha256, number, part_of_key = hashlib.sha256, int.from_bytes, self._part_of_key
-        for key, row in rows:
-            fields = [head]
-            for (oid, encode), value in zip(columns, row, strict=True):
-                fields += (oid, NULL if value is None else encode(value))
-            part = part_of_key(key)
-            values[part] ^= number(sha256(b"".join(fields)).digest(), "big")
+    def add(self, rows: Iterable[tuple[Row, bytes]]) -> None:
+        """Add rows that were found to be as they should: the key of each, and what ``record_send`` gave of it."""
+        part_of, values, counts = self.part, self._values, self._rows
+        sha256, number = hashlib.sha256, int.from_bytes
+        for key, sent in rows:
+            part = part_of(key)
+            values[part] ^= number(sha256(sent).digest(), "big")
             counts[part] += 1
 
     def spoil(self, key: Row | None) -> None:
         """Have the part of a key found changed by every later verification."""
         if key is not None:
-            self.spoiled.add(self._part_of_key(key))
+            self.spoiled.add(self.part(key))
 
     def found(self) -> dict[int, RowsDigest]:
         """Return the digests of the parts that have rows."""

@@ -171,15 +171,13 @@ def forget_proof(connection: psycopg.Connection, names: SchemaNames, dataset_id:
 
 def collect_rows(connection: psycopg.Connection, target: TargetTable, shift: int) -> RowDigests:
     """Begin to collect the digests of a dataset's rows."""
-    found = connection.execute(_COLUMN_TYPES, (target.identifier.as_string(connection),)).fetchall()
-    types: dict[str, int] = dict(found)
-    return RowDigests(
-        [types[name] for name, _ in target.columns],
-        target.encoders,
-        target.key_columns,
-        is_uuid=_is_uuid(target),
-        shift=shift,
+    if _is_uuid(target):
+        return RowDigests(None, shift)
+    types: dict[str, int] = dict(
+        connection.execute(_COLUMN_TYPES, (target.identifier.as_string(connection),)).fetchall()
     )
+    key = [(types[target.columns[i][0]], target.encoders[i]) for i in target.key_columns]
+    return RowDigests(key, shift)
 
 
 def plan_digests(

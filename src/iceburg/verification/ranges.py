@@ -15,11 +15,8 @@ from iceburg.verification.digests import RowsDigest, digest_records
 from iceburg.verification.proofs import Range, collect_rows
 from iceburg.verification.records import WHOLE, CompareTask, Comparison, key_of_row
 from iceburg.verification.report import Findings, RecordDifference
-from iceburg.verification.row_stream import RowStream
 
 _BATCH: Final = 2_000
-# Below this, where rows lie does not matter.
-_SMALL: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +85,7 @@ class _RangeComparison:
         self._digests = None
         if task.shift is not None:
             self._digests = collect_rows(context.connection, task.dataset.target(), task.shift)
-        rows = None
-        if (task.dataset.source_rows or 0) > _SMALL and task.proved is None and task.sample is None:
-            rows = RowStream(context.connection, task.dataset.target())
-        self._comparison = Comparison(self._ledger, task, self._digests, rows)
+        self._comparison = Comparison(self._ledger, task, self._digests)
         self._found = Compared(self._comparison.findings)
         self._kept: set[str] = set()
         if task.proved is not None and task.keeps:
@@ -210,7 +204,7 @@ def run_surplus(context: Context, task: SurplusTask) -> list[RecordDifference]:
         rows = target.unseen(connection, task.limit)
     finally:
         target.close_seen(connection)
-    found = [(row, None, "a row of which there is no record") for row in rows]
+    found: list[tuple[Any, int | None, str]] = [(row, None, "a row of which there is no record") for row in rows]
     found += [(row, 1, f"{number} rows") for row, number in target.duplicated(connection, task.limit)]
     return [
         RecordDifference(task.dataset.name, key_of_row(mapping, row), WHOLE, source, text)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from iceburg.database.catalogue import Dataset
-from iceburg.database.target_table import Unreadable, uuid_text
+from iceburg.database.record_format import Unreadable
+from iceburg.database.target_table import uuid_text
 from iceburg.mappings.codecs import same_value
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import same_json
@@ -20,9 +21,10 @@ from iceburg.migration.ledger import Ledger
 from iceburg.records import Key, Store
 from iceburg.verification.digests import RowDigests
 from iceburg.verification.report import Findings, RecordDifference, show
-from iceburg.verification.row_stream import RowStream
 
 WHOLE = "(record)"
+# Where ``record_send`` has the UUID that is a row's first column.
+_ID: Final = slice(12, 28)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,6 @@ class Comparison:
         Whose records, and how many differences are listed; its range is not looked at.
     digests
         Where the rows that are as they should are noted; None for nowhere.
-    rows
-        Finds them; None: each batch by its keys.
 
     Attributes
     ----------
@@ -91,7 +91,6 @@ class Comparison:
         ledger: Ledger,
         task: CompareTask,
         digests: RowDigests | None = None,
-        rows: RowStream | None = None,
     ) -> None:
         self.findings = Findings()
         self.suspects: list[Any] = []
@@ -101,62 +100,70 @@ class Comparison:
         self._matches = self._mapping.matches if isinstance(self._mapping, Matching) else None
         self._target = task.dataset.target()
         self._digests = digests
-        self._lookup = self._by_key if rows is None else rows.lookup
 
     def compare(self, records: Sequence[Any]) -> None:
         """Compare records, each with its row, its originals and its quarantined form."""
         keys = [self._mapping.row_key(record) for record in records]
-        rows, readable = self._lookup([key for key in keys if key is not None])
+        sent = self._target.fetch(self._ledger.connection, [key for key in keys if key is not None])
         self.findings.source_rows += len(records)
         self.suspects = []
-        equal: list[tuple[Row, Row]] = []
-        if self._task.keeps or not readable:
-            self._compare_each(records, keys, rows, equal)
+        equal: list[tuple[Row, bytes]] = []
+        if self._matches is not None and not self._task.keeps:
+            self._compare_quickly(records, keys, sent, equal)
         else:
-            self._compare_plain(records, keys, rows, equal)
+            self._compare_each(records, keys, sent, equal)
         self.findings.matched_rows += len(equal)
         if self._digests is not None:
             self._digests.add(equal)
 
-    def _compare_plain(
+    def _compare_quickly(
         self,
         records: Sequence[Any],
         keys: Sequence[Row | None],
-        rows: dict[Row, Row],
-        equal: list[tuple[Row, Row]],
+        sent: Sequence[bytes],
+        equal: list[tuple[Row, bytes]],
     ) -> None:
-        """Compare records beside which nothing is kept, and look closely only at those that differ."""
+        """Compare records beside which nothing is kept, and look closely only at those that may differ."""
         matches = self._matches
+        rows: dict[Any, bytes] = {one[_ID]: one for one in sent}
         for record, key in zip(records, keys, strict=True):
-            row = rows.get(key) if key is not None else None
-            if row is not None and matches is not None and matches(record, row):
-                equal.append((key, row))  # type: ignore[arg-type]
-                continue
-            self._note_all(record, key, row, None, None, equal)
+            one = None if key is None else rows.get(key[0])
+            if one is not None and matches is not None and matches(record, one):
+                equal.append((key, one))  # type: ignore[arg-type]
+            else:
+                self._note_all(record, key, one, None if one is None else self._target.read(one), None, None, equal)
 
     def _compare_each(
         self,
         records: Sequence[Any],
         keys: Sequence[Row | None],
-        rows: dict[Row, Row],
-        equal: list[tuple[Row, Row]],
+        sent: Sequence[bytes],
+        equal: list[tuple[Row, bytes]],
     ) -> None:
-        number = self._task.dataset.dataset_id
-        texts = [key_text(self._mapping.key(record)) for record in records]
-        originals = self._ledger.originals(number, texts)
-        quarantined = self._ledger.quarantined(number, texts)
+        key_of, read = self._target.key_of, self._target.read
+        rows = {key_of(row): (one, row) for one, row in ((one, read(one)) for one in sent)}
+        originals: dict[str, dict[str, Original]] = {}
+        quarantined: dict[str, tuple[bytes, str]] = {}
+        texts = [""] * len(records)
+        if self._task.keeps:
+            number = self._task.dataset.dataset_id
+            texts = [key_text(self._mapping.key(record)) for record in records]
+            originals = self._ledger.originals(number, texts)
+            quarantined = self._ledger.quarantined(number, texts)
         for record, key, text in zip(records, keys, texts, strict=True):
-            row = rows.get(key) if key is not None else None
-            self._note_all(record, key, row, originals.get(text), quarantined.get(text), equal)
+            found = None if key is None else rows.get(key)
+            one, row = (None, None) if found is None else found
+            self._note_all(record, key, one, row, originals.get(text), quarantined.get(text), equal)
 
     def _note_all(
         self,
         record: Any,
         key: Row | None,
+        sent: bytes | None,
         row: Row | None,
         originals: dict[str, Original] | None,
         quarantined: tuple[bytes, str] | None,
-        equal: list[tuple[Row, Row]],
+        equal: list[tuple[Row, bytes]],
     ) -> None:
         """Compare one record and note every difference."""
         before = self.findings.difference_count
@@ -167,7 +174,7 @@ class Comparison:
         else:
             found = self._compare(record, row, originals)
             if not found:
-                equal.append((key, row))  # type: ignore[arg-type]
+                equal.append((key, sent))  # type: ignore[arg-type]
                 return
             self.findings.matched_rows += 1
             for difference in found:
@@ -176,10 +183,6 @@ class Comparison:
             self.suspects.append(record)
             if self._digests is not None:
                 self._digests.spoil(key)
-
-    def _by_key(self, keys: Sequence[Row]) -> tuple[dict[Row, Row], bool]:
-        rows, readable = self._target.fetch(self._ledger.connection, keys)
-        return self._target.by_key(rows), readable
 
     def _note(self, record: Any, difference: Difference) -> None:
         self.findings.note(
