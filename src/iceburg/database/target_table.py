@@ -153,6 +153,43 @@ class TargetTable:
         columns = sql.SQL(", ").join(sql.Identifier(alias, name) for name, _ in self.columns)
         return sql.SQL("record_send(ROW({}))").format(columns)
 
+    def select(
+        self,
+        connection: psycopg.Connection,
+        condition: sql.Composable,
+        order: sql.Composable,
+        limit: int,
+        parameters: Sequence[Any] = (),
+    ) -> list[Row]:
+        """Return up to `limit` rows of ``t`` in an order; the condition's parameters are $1, $2."""
+        statement = sql.SQL("SELECT {} FROM {} AS t WHERE {} AND {} ORDER BY {} LIMIT {}").format(
+            self._sent("t"), self.identifier, self._owned(), condition, order, sql.Literal(limit)
+        )
+        with psycopg.RawCursor(connection) as cursor:
+            return [self.read(sent) for (sent,) in cursor.execute(statement, parameters, binary=True).fetchall()]
+
+    def ends(self, connection: psycopg.Connection, position: int) -> Row:
+        """Return the least and the greatest value of a column; None where there is no value."""
+        name, kind = self.columns[position]
+        statement = sql.SQL("SELECT record_send(ROW(min({name}), max({name}))) FROM {} AS t WHERE {}").format(
+            self.identifier, self._owned(), name=sql.Identifier("t", name)
+        )
+        return self._read_all(connection, statement, [DECODERS[kind]] * 2)[0]
+
+    def counts(self, connection: psycopg.Connection, position: int) -> list[tuple[Any, int]]:
+        """Return the values of a column, each with the number of rows that have it."""
+        name, kind = self.columns[position]
+        statement = sql.SQL("SELECT record_send(ROW({name}, count(*))) FROM {} AS t WHERE {} GROUP BY {name}").format(
+            self.identifier, self._owned(), name=sql.Identifier("t", name)
+        )
+        return self._read_all(connection, statement, (DECODERS[kind], DECODERS["bigint"]))
+
+    @staticmethod
+    def _read_all(connection: psycopg.Connection, statement: sql.Composed, decoders: Sequence[Decoder]) -> list[Any]:
+        with psycopg.RawCursor(connection) as cursor:
+            rows = cursor.execute(statement, binary=True).fetchall()
+        return [read_record(sent, decoders) for (sent,) in rows]
+
     def read(self, sent: bytes) -> Row:
         """Return the values of a row that `fetch` gave."""
         return read_record(sent, self.decoders)

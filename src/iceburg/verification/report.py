@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+FoundBy: TypeAlias = Literal["counts", "records", "structure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,8 @@ class RecordDifference:
         much.
     source, target
         Both values, in a form that JSON holds.
+    found_by
+        What found it: ``counts``, ``records`` or ``structure``.
     """
 
     dataset: str
@@ -24,6 +28,7 @@ class RecordDifference:
     field: str
     source: Any
     target: Any
+    found_by: FoundBy = "records"
 
 
 @dataclass(frozen=True, slots=True)
