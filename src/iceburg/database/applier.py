@@ -10,7 +10,9 @@ over the disk; and reading rows in another transaction than the log, which mixes
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -19,7 +21,7 @@ import psycopg
 
 from iceburg.database import change_log
 from iceburg.database.catalogue import Catalogue
-from iceburg.database.changed_rows import ChangedRows, TrackedTable, read_changed, read_current, tracked_table
+from iceburg.database.changed_rows import ChangedRows, RowQuery, TrackedTable, read_changed, read_current, tracked_table
 from iceburg.database.datasets import reconcile, set_constraints_aside
 from iceburg.database.positions import (
     BEING_MIGRATED,
@@ -31,13 +33,16 @@ from iceburg.database.positions import (
     set_position,
     settle_position,
 )
-from iceburg.database.quick_apply import QuickApply
+from iceburg.database.quick_apply import QuickApply, SingleChange
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.database.sqlite_session import SqliteSession
+from iceburg.database.uncommitted import Uncommitted
 from iceburg.errors import SourceBusyError, TargetError
 from iceburg.records import Store
+from iceburg.sources import peek
 from iceburg.sources.fingerprint import fingerprint
+from iceburg.sources.sqlite_fetch import text_encoding
 
 # A file with more rows than this is not copied by the applier, in one transaction: that is what `migrate` is for.
 MAX_ROWS_READ_WHOLE: Final = 50_000
@@ -67,6 +72,51 @@ class Applied:
     changes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What PostgreSQL is about to have, once the embedded side has it for good.
+
+    Attributes
+    ----------
+    statement
+        Under way.
+    note
+        Called when it is committed.
+    """
+
+    statement: Uncommitted
+    note: Callable[[], Applied]
+
+    def commit(self, committed: bool) -> bool:
+        """Have it committed, or give it up; return whether it is being committed, or has to be applied otherwise.
+
+        Parameters
+        ----------
+        committed
+            Whether the embedded side has it.
+
+        Raises
+        ------
+        psycopg.Error
+            PostgreSQL cannot write now.
+        """
+        if not committed:
+            self.statement.roll_back()
+            return False
+        return self.statement.commit()
+
+    def end(self) -> Applied:
+        """Wait until it is committed.
+
+        Raises
+        ------
+        psycopg.Error
+            It was not.
+        """
+        self.statement.end()
+        return self.note()
+
+
 class SqliteApplier:
     """Applies the changes of one SQLite file; safe to use from several threads and processes at once.
 
@@ -86,8 +136,9 @@ class SqliteApplier:
         self._names = names
         self._tables: dict[str, TrackedTable] = {}
         self._known: tuple[int, int] | None = None
+        self._marked: tuple[tuple[object, ...] | None, Mark | None] | None = None
         self._at: Position | None = None
-        self._quick: dict[str, QuickApply] = {}
+        self._quick: dict[str, tuple[QuickApply, RowQuery]] = {}
         self._lock = threading.Lock()
 
     def attach(self, connection: psycopg.Connection) -> Position:
@@ -144,8 +195,15 @@ class SqliteApplier:
 
     def mark(self) -> Mark | None:
         """Return where the file is; None if it is not armed."""
+        # Looked at first: should somebody write in between, it is not the one that is found the next time.
+        stamp = peek.stamp(self._session.path)
+        known = self._marked
+        if stamp is not None and known is not None and known[0] == stamp:
+            return known[1]
         state = self._session_state()
-        return None if state is None else Mark(state.log_id, state.last)
+        mark = None if state is None else Mark(state.log_id, state.last)
+        self._marked = stamp, mark
+        return mark
 
     def _session_state(self) -> change_log.LogState | None:
         with self._session.reading() as file:
@@ -214,35 +272,65 @@ class SqliteApplier:
 
     def _apply_one(self, connection: psycopg.Connection) -> Applied | None:
         """Apply a single changed record in one statement; None where it is not just one, or anything is unusual."""
-        with self._lock:
-            at, tables = self._at, self._tables
+        at = self._at
         if at is None:
             return None
         with self._session.reading() as file:
-            state = change_log.log_state(file)
-            if state is None or state.log_id != at.log_id or not 0 < state.last - at.position <= _QUICK:
-                return None
-            if str(file.execute("PRAGMA schema_version").fetchone()[0]) != at.structure:
-                return None
-            changes = change_log.pending(file, at.position)
-            table = tables.get(changes[0].table) if changes else None
-            if table is None or any(change.op != "t" or change.table != table.name for change in changes):
-                return None
-            quick = self._quick.get(table.name)
-            if quick is None:
-                quick = self._quick[table.name] = QuickApply(self._names, table.dataset)
-            if not quick.suited:
-                return None
-            there, gone = read_current(file, table, changes)
-        if len(there) + len(gone) != 1:
+            single = self._single(file, at)
+        if single is None or not single[0].apply(connection, at, single[1]):
             return None
-        last = changes[-1].seq
-        if not quick.apply(connection, at, last, len(changes), (there or gone)[0], there=bool(there)):
+        return self._note(at, single[1])
+
+    def ahead(self, file: sqlite3.Connection, connection: psycopg.Connection) -> Ahead | None:
+        """Begin to apply the one record that a write transaction leaves, before it is committed.
+
+        Nothing is waited for. Nobody else can write to the file meanwhile, so that it will be as it is seen here.
+
+        Parameters
+        ----------
+        file
+            In the write transaction.
+        connection
+            To the target, in autocommit mode; not to be used until `Ahead.end`.
+        """
+        at = self._at
+        single = None if at is None else self._single(file, at)
+        if at is None or single is None:
             return None
+        quick, change = single
+        begun = quick.begin(connection, at, change)
+        return None if begun is None else Ahead(begun, lambda: self._note(at, change))
+
+    def _note(self, at: Position, change: SingleChange) -> Applied:
         with self._lock:
             if self._at is at:
-                self._at = replace(at, position=last)
-        return Applied(last, len(changes))
+                self._at = replace(at, position=change.last)
+        return Applied(change.last, change.entries)
+
+    def _single(self, file: sqlite3.Connection, at: Position) -> tuple[QuickApply, SingleChange] | None:
+        """Return the one record that has changed since a position, and what applies it."""
+        with self._lock:
+            tables = self._tables
+        changes = change_log.pending_of(file, at.log_id, at.position, _QUICK + 1)
+        table = tables.get(changes[0].table) if 0 < len(changes) <= _QUICK else None
+        if table is None or any(change.op != "t" or change.table != table.name for change in changes):
+            return None
+        if str(file.execute("PRAGMA schema_version").fetchone()[0]) != at.structure:
+            return None
+        known = self._quick.get(table.name)
+        if known is None:
+            known = QuickApply(self._names, table.dataset), RowQuery(table, text_encoding(file))
+            self._quick[table.name] = known
+        quick, rows = known
+        if not quick.suited:
+            return None
+        one = rows.read(file, changes)
+        if one is None:
+            there, gone = read_current(file, table, changes)
+            if len(there) + len(gone) != 1:
+                return None
+            one = (there or gone)[0], bool(there)
+        return quick, SingleChange(*one, changes[-1].seq, len(changes))
 
     def _apply_locked(self, connection: psycopg.Connection, position: Position) -> Applied | None:
         """Apply in the transaction that holds the position; None where the structure has changed meanwhile."""

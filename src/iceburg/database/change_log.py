@@ -39,6 +39,9 @@ CREATE TABLE IF NOT EXISTS _iceburg_log (
 _LAST: Final = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = '_iceburg_changes'), 0)"
 _STATE: Final = f"SELECT log_id, basis, ({_LAST}) FROM _iceburg_log"  # noqa: S608
 _PENDING: Final = "SELECT * FROM _iceburg_changes WHERE seq > ? ORDER BY seq"
+_NEXT: Final = """
+SELECT l.log_id, c.* FROM _iceburg_log l JOIN _iceburg_changes c WHERE c.seq > ? ORDER BY c.seq LIMIT ?
+"""
 _PRUNE: Final = """
 DELETE FROM _iceburg_changes WHERE seq IN (SELECT seq FROM _iceburg_changes WHERE seq <= ? ORDER BY seq LIMIT ?)
 """
@@ -88,6 +91,14 @@ def pending(connection: sqlite3.Connection, after: int) -> list[Change]:
     """Return the entries after a position, in order."""
     found = fetch_all(connection, _PENDING, (after,))[1]
     return [Change(int(seq or 0), str(table), str(op), tuple(key)) for seq, table, op, *key in found]
+
+
+def pending_of(connection: sqlite3.Connection, log_id: str, after: int, limit: int) -> list[Change]:
+    """Return the entries after a position, up to a number; none where the log is another."""
+    found = fetch_all(connection, _NEXT, (after, limit))[1]
+    return [
+        Change(int(seq or 0), str(table), str(op), tuple(key)) for log, seq, table, op, *key in found if log == log_id
+    ]
 
 
 def count_pending(connection: sqlite3.Connection, after: int) -> int:

@@ -14,7 +14,7 @@ from typing import Final
 
 import psycopg
 
-from iceburg.database.applier import Applied, NotReadyError
+from iceburg.database.applier import Ahead, Applied, NotReadyError
 from iceburg.database.catalogue import Catalogue, Dataset, Source
 from iceburg.database.datasets import reconcile
 from iceburg.database.positions import (
@@ -26,7 +26,7 @@ from iceburg.database.positions import (
     move_position,
     set_position,
 )
-from iceburg.database.quick_apply import QuickApply
+from iceburg.database.quick_apply import QuickApply, SingleChange
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import SourceError
@@ -228,20 +228,41 @@ class JsonlApplier:
     def _apply_one(self, connection: psycopg.Connection) -> Applied | None:
         """Apply a single new line in one statement; None where there is not just one."""
         at = self._at
-        state = jsonl_state(self.store.path)
-        if at is None or state is None or at.log_id != state.log_id or not 0 < state.end - at.position <= _PIECE:
-            return None
-        lines, end = read_lines(self.store.path, at.position, state.end)
-        if len(lines) != 1 or end != state.end:
+        change = None if at is None else self._single(at)
+        if at is None or change is None:
             return None
         # Whenever the dataset may be another, so is the epoch.
         known = at.source_id, at.epoch
         if self._quick is None or self._quick[0] != known:
             self._quick = known, QuickApply(self._names, self._dataset(connection, at.source_id))
-        if not self._quick[1].apply(connection, at, end, 1, lines[0], there=True):
+        return self._note(at, change) if self._quick[1].apply(connection, at, change) else None
+
+    def ahead(self, connection: psycopg.Connection) -> Ahead | None:
+        """Begin to apply the one line that was appended, before it is durable; nothing is waited for.
+
+        Parameters
+        ----------
+        connection
+            To the target, in autocommit mode; not to be used until `Ahead.end`.
+        """
+        at, quick = self._at, self._quick
+        if at is None or quick is None or quick[0] != (at.source_id, at.epoch):
             return None
-        self._at = replace(at, position=end)
-        return Applied(end, 1)
+        change = self._single(at)
+        begun = None if change is None else quick[1].begin(connection, at, change)
+        return None if begun is None or change is None else Ahead(begun, lambda: self._note(at, change))
+
+    def _note(self, at: Position, change: SingleChange) -> Applied:
+        if self._at is at:
+            self._at = replace(at, position=change.last)
+        return Applied(change.last, 1)
+
+    def _single(self, at: Position) -> SingleChange | None:
+        state = jsonl_state(self.store.path)
+        if state is None or at.log_id != state.log_id or not 0 < state.end - at.position <= _PIECE:
+            return None
+        lines, end = read_lines(self.store.path, at.position, state.end)
+        return SingleChange(lines[0], True, end, 1) if len(lines) == 1 and end == state.end else None
 
     def close(self) -> None:
         """Nothing is kept open."""

@@ -7,10 +7,10 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from iceburg.database import fork_guard
 from iceburg.database.arguments import limited
@@ -19,6 +19,9 @@ from iceburg.database.telemetry_events import aggregates, event_of, line_of, ste
 from iceburg.database.telemetry_index import TelemetryIndex
 from iceburg.errors import SourceBusyError, SourceError, UsageError
 from iceburg.sources.jsonl import GZIP_MAGIC
+
+Companion: TypeAlias = Callable[[], Callable[[bool], None] | None]
+"""Called once lines are written, before they are durable; what it returns is called afterwards: are they?"""
 
 _POLL: Final = 0.002
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -42,6 +45,7 @@ class JsonlTelemetry:
         self._index = TelemetryIndex(self._path, self._stem)
         self._reading = threading.Lock()
         self._writing = threading.Lock()
+        self._mine = threading.local()
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Append an event; it is durable on return.
@@ -60,13 +64,32 @@ class JsonlTelemetry:
         lines = [line_of(event, self._stem) + b"\n" for event in events]
         if not lines:
             return
-        with fork_guard.active(), self._writing, self._explained("written"), self._locked() as file:
-            size = os.fstat(file).st_size
-            if os.pread(file, len(GZIP_MAGIC), 0) == GZIP_MAGIC:
-                raise SourceError("is compressed", where=str(self._path), hint="Decompress it, or move it away.")
-            # A line that another writer did not finish stays a line of its own.
-            torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-            _write(file, size, (b"\n" if torn else b"") + b"".join(lines))
+        begin: Companion | None = getattr(self._mine, "companion", None)
+        end: Callable[[bool], None] | None = None
+        durable = False
+        try:
+            with fork_guard.active(), self._writing, self._explained("written"), self._locked() as file:
+                size = os.fstat(file).st_size
+                if os.pread(file, len(GZIP_MAGIC), 0) == GZIP_MAGIC:
+                    raise SourceError("is compressed", where=str(self._path), hint="Decompress it, or move it away.")
+                # A line that another writer did not finish stays a line of its own.
+                torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+                with _appended(file, size, (b"\n" if torn else b"") + b"".join(lines)):
+                    if begin is not None:
+                        end = begin()
+            durable = True
+        finally:
+            if end is not None:
+                end(durable)
+
+    @contextmanager
+    def accompanied(self, companion: Companion) -> Iterator[None]:
+        """Have what this thread appends accompanied."""
+        self._mine.companion = companion
+        try:
+            yield
+        finally:
+            self._mine.companion = None
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -171,14 +194,16 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _write(file: int, size: int, content: bytes) -> None:
-    """Append to a file of a size, durably; on failure take it back."""
+@contextmanager
+def _appended(file: int, size: int, content: bytes) -> Iterator[None]:
+    """Append to a file of a size, durable at the end; on failure take it back."""
     written = 0
     try:
         while written < len(content):
             written += os.write(file, memoryview(content)[written:])
+        yield
         os.fsync(file)
-    except OSError:
+    except BaseException:
         # Not if a program that takes no lock has written behind it.
         if os.fstat(file).st_size == size + written:
             os.ftruncate(file, size)

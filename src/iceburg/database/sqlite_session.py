@@ -21,6 +21,8 @@ from iceburg.sources.sqlite_fetch import lenient_text
 Row: TypeAlias = tuple[Value, ...]
 Parameters: TypeAlias = "Sequence[Value] | Mapping[str, Value]"
 _Identity: TypeAlias = tuple[int, int]
+Companion: TypeAlias = Callable[[sqlite3.Connection], Callable[[bool], None] | None]
+"""Called before a write transaction is committed; what it returns is called afterwards: was it committed?"""
 
 _ATTEMPTS: Final = 5  # at a file that is replaced while we open it
 _STATEMENTS: Final = 256
@@ -127,11 +129,28 @@ class SqliteSession:
                 where=self.name,
                 hint="Nothing was written; try again.",
             )
+        begin: Companion | None = getattr(self._mine, "companion", None)
+        end: Callable[[bool], None] | None = None
+        committed = False
         try:
             with self._transaction("BEGIN IMMEDIATE") as connection:
                 yield connection
+                if begin is not None:
+                    end = begin(connection)
+            committed = True
         finally:
             writer.release()
+            if end is not None:
+                end(committed)
+
+    @contextmanager
+    def accompanied(self, companion: Companion) -> Iterator[None]:
+        """Have this thread's write transactions accompanied."""
+        self._mine.companion = companion
+        try:
+            yield
+        finally:
+            self._mine.companion = None
 
     def select(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run one SELECT, in this thread's transaction if it has one, and return its rows."""

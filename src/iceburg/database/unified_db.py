@@ -15,7 +15,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -30,6 +31,7 @@ from iceburg.database.breaker import Breaker
 from iceburg.database.connection import resolve_target
 from iceburg.database.flag import Flag
 from iceburg.database.jsonl_applier import JsonlApplier
+from iceburg.database.jsonl_telemetry import JsonlTelemetry
 from iceburg.database.layout import Layout
 from iceburg.database.positions import Mark
 from iceburg.database.postgres_adapter import PostgresAdapter
@@ -39,7 +41,8 @@ from iceburg.database.routes import RoutedConversations, RoutedEmbeddings, Route
 from iceburg.database.schema import schema_names
 from iceburg.database.shadow import Mismatch, ShadowReads
 from iceburg.database.sqlite_adapter import SqliteAdapter
-from iceburg.database.synchroniser import Applier, Synchroniser
+from iceburg.database.sqlite_session import SqliteSession
+from iceburg.database.synchroniser import Applier, Done, Synchroniser
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import IceburgError, TargetError, UsageError
 
@@ -54,8 +57,8 @@ class _WatchedSession(PostgresSession):
     synchroniser: Synchroniser
 
     @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection]:
-        with super().connection() as connection, self.synchroniser.watched(connection):
+    def connection(self, patience: float | None = None) -> Iterator[psycopg.Connection]:
+        with super().connection(patience) as connection, self.synchroniser.watched(connection):
             yield connection
 
 
@@ -66,12 +69,15 @@ class _DualTarget:
         names = schema_names(settings.schema_name)
         self._names, self._data_dir = names, layout.data_dir
         files = {"conversations": layout.conversations, "matrix": layout.matrix, "embeddings": layout.vectors}
-        self.appliers: dict[str, Applier] = {
-            layout.store(path).name: SqliteApplier(layout.store(path), embedded.sessions[part], names)
-            for part, path in files.items()
-        }
-        telemetry = layout.store(layout.telemetry)
-        self.appliers[telemetry.name] = JsonlApplier(telemetry, names)
+        self.appliers: dict[str, Applier] = {}
+        self._accompany: dict[str, Callable[[Done], AbstractContextManager[None]]] = {}
+        for part, path in files.items():
+            applier = SqliteApplier(layout.store(path), embedded.sessions[part], names)
+            self.appliers[applier.store.name] = applier
+            self._accompany[applier.store.name] = partial(self._accompany_sqlite, embedded.sessions[part], applier)
+        telemetry = JsonlApplier(layout.store(layout.telemetry), names)
+        self.appliers[telemetry.store.name] = telemetry
+        self._accompany[telemetry.store.name] = partial(self._accompany_jsonl, embedded.telemetry, telemetry)
         self.session = _WatchedSession(
             dsn,
             names,
@@ -102,6 +108,25 @@ class _DualTarget:
     def mark(self, source: str) -> Mark | None:
         """Say where a source is."""
         return self.appliers[source].mark()
+
+    @contextmanager
+    def accompanied(self, source: str) -> Iterator[Done]:
+        """Have what this thread writes to a source applied while it is on its way to the disk, where that can be."""
+        done = Done()
+        self.synchroniser.settle(source)
+        with self._accompany[source](done):
+            yield done
+
+    def _accompany_sqlite(
+        self, session: SqliteSession, applier: SqliteApplier, done: Done
+    ) -> AbstractContextManager[None]:
+        name, begin = applier.store.name, self.synchroniser.begin_ahead
+        return session.accompanied(lambda file: begin(name, partial(applier.ahead, file), done))
+
+    def _accompany_jsonl(
+        self, telemetry: JsonlTelemetry, applier: JsonlApplier, done: Done
+    ) -> AbstractContextManager[None]:
+        return telemetry.accompanied(lambda: self.synchroniser.begin_ahead(applier.store.name, applier.ahead, done))
 
     def mark_needed(self, source: str) -> Mark:
         """Say what a read of a source needs."""
@@ -212,8 +237,11 @@ class UnifiedDatabase:
             return self._timed(operation, "postgres", call, self._postgres_alone())
         # Before the write: from here on the log has it.
         target = self._dual_target(source) if mode == "dual" else None
-        result = self._timed(operation, "embedded", call, self.embedded)
-        if target is not None:
+        if target is None:
+            return self._timed(operation, "embedded", call, self.embedded)
+        with target.accompanied(source) as done:
+            result = self._timed(operation, "embedded", call, self.embedded)
+        if not done.applied:
             try:
                 mark = target.mark(source)
             except IceburgError as error:

@@ -81,7 +81,10 @@ def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
             if statement is not None:
                 tasks.append(IndexTask(f"vector index of {dataset.name}", statement=statement))
     analyses = [
-        IndexTask(f"statistics of {table}", statement=run.names.format("ANALYZE {data}.{t}", t=sql.Identifier(table)))
+        # VACUUM, because what an index alone can answer is answered from the table until it was there once.
+        IndexTask(
+            f"statistics of {table}", statement=run.names.format("VACUUM (ANALYZE) {data}.{t}", t=sql.Identifier(table))
+        )
         for table in PLAN_TABLES
         if table in touched
     ]
