@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test contract lint types check bench bench-operations load-campaign kill-campaign kill-campaign-each clean
+.PHONY: demo test contract lint types check bench bench-operations dual-mutations load-campaign kill-campaign kill-campaign-each clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -20,6 +20,10 @@ test: $(VENV)/.installed
 # All of the contract on every form of the layer; some minutes.
 contract: $(VENV)/.installed
 	ICEBURG_CONTRACT=all $(BIN)/python -m pytest -n 2 --dist load tests/contract
+
+# The guards of dual write taken out one at a time; some hours. Which check fails then goes to docs/dual-write.md.
+dual-mutations: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.guard_mutations --write
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

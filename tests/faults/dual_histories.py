@@ -162,8 +162,7 @@ def two_apply_at_once(do: Player) -> None:
 def a_row_changes_between_the_log_and_the_rows(do: Player) -> None:
     do.put("e0")
     do.old(two_old("first"))
-    # The first time is that of the short way, which leaves two records to the long one.
-    do.midst("catch up", "noted", "legacy", time=2, old="UPDATE entities SET name = 'late' WHERE entity_id = 'o1'")
+    do.midst("catch up", "noted", "legacy", old="UPDATE entities SET name = 'late' WHERE entity_id = 'o1'")
 
 
 @history()
@@ -366,6 +365,17 @@ def a_line_is_not_finished(do: Player) -> None:
 
 
 @history()
+def a_line_lacks_only_its_end(do: Player) -> None:
+    do.read(0, "telemetry")
+    do.lines(b'{"event_type": "torn"}')
+    do.read(0, "telemetry")
+    do.catch_up()
+    do.read(0, "telemetry")
+    do.model.attempt(0, operations.append([{"event_type": "next"}]))
+    do.read(0, "telemetry")
+
+
+@history()
 def a_file_of_lines_is_emptied_and_filled(do: Player) -> None:
     do.read(0, "telemetry")
     do.model.begin_the_log_anew("rewrite")
@@ -391,3 +401,37 @@ def a_file_of_lines_is_cut(do: Player) -> None:
 def postgresql_crashes_and_nobody_notices(do: Player) -> None:
     do.put("e0")
     do.crash()
+
+
+@history()
+def an_actor_dies_before_its_commit(do: Player) -> None:
+    do.put("e0")
+    do.put("e0", name="two")
+    do.midst(entities("e1"), "begun", "crash")
+    do.read(1)
+    do.midst(operations.append([{"event_type": "gone"}]), "begun", "crash", actor=1)
+
+
+@history()
+def an_actor_dies_after_its_commit(do: Player) -> None:
+    do.put("e0")
+    do.put("e0", name="two")
+    do.midst(entities("e1"), "durable", "crash")
+    do.read(1)
+    do.put("e0", name="three")
+    do.put("e0", name="four")
+    do.midst(entities("e2"), "committing", "crash and kill")
+    do.model.start_postgresql()
+    do.model.clock.pass_by(60)
+    do.read(1)
+
+
+@history()
+def two_write_at_once(do: Player) -> None:
+    do.put("e0")
+    do.put("e0", name="two")
+    do.put("e0", name="three", actor=1)
+    do.put("e0", name="four", actor=1)
+    do.midst(entities("e1"), "begun", "other")
+    do.midst(entities("e2"), "committing", "legacy and other", old=two_old("late"))
+    do.put("e1", actor=1)

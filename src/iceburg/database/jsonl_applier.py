@@ -51,10 +51,13 @@ class JsonlState:
         deleted and made again, may keep its inode.
     end
         The offset behind its last finished line.
+    whole
+        Whether it ends there.
     """
 
     log_id: str
     end: int
+    whole: bool
 
 
 def jsonl_state(path: Path) -> JsonlState | None:
@@ -74,7 +77,7 @@ def jsonl_state(path: Path) -> JsonlState | None:
             file.seek(0)
             head = file.read(min(_HEAD, end)).partition(b"\n")[0]
             first = hashlib.sha256(head).hexdigest()[:16] if end else ""
-            return JsonlState(f"{status.st_dev}:{status.st_ino}:{first}", end)
+            return JsonlState(f"{status.st_dev}:{status.st_ino}:{first}", end, end == status.st_size)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -148,7 +151,7 @@ class JsonlApplier:
     def mark(self) -> Mark | None:
         """Return where the file is; None if it is not there."""
         state = jsonl_state(self.store.path)
-        return None if state is None else Mark(state.log_id, state.end)
+        return None if state is None else Mark(state.log_id, state.end, state.whole)
 
     def _dataset(self, connection: psycopg.Connection, source_id: int) -> Dataset:
         (dataset,) = Catalogue(connection, self._names).datasets(source_id)

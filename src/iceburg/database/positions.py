@@ -37,10 +37,21 @@ UPDATE {state}.positions SET pruned = position WHERE source_id = %s AND log_id =
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where a source is: the name of its log, and the number of the last change."""
+    """Where a source is.
+
+    Attributes
+    ----------
+    log_id
+        The name of its log.
+    position
+        The number of the last change.
+    whole
+        Whether that is all there is to read; not where the last line of a JSONL file is unfinished.
+    """
 
     log_id: str
     position: int
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,18 @@ class Applier(Protocol):
 
 
 @dataclass(slots=True)
-class Done:
-    """Whether what a caller wrote is applied together with its commit."""
+class AheadOfCommit:
+    """What of a write is applied together with its commit.
 
+    Attributes
+    ----------
+    begun
+        What is under way, and what it holds; None before and after.
+    applied
+        Whether PostgreSQL has it, and `catch_up` need not be called.
+    """
+
+    begun: tuple[Ahead, ExitStack] | None = None
     applied: bool = False
 
 
@@ -131,8 +140,8 @@ class Synchroniser:
         if self._process == os.getpid():
             for thread in self._threads:
                 thread.join(timeout=self._patience + 1)
-            for source in self._appliers:
-                self.settle(source)
+        for source in self._appliers:
+            self.settle(source)
         self._process = 0
 
     @contextlib.contextmanager
@@ -176,8 +185,23 @@ class Synchroniser:
         finally:
             self._locks[source].release()
 
+    @contextlib.contextmanager
+    def ahead(self, source: str) -> Iterator[AheadOfCommit]:
+        """Have what this thread writes to a source applied while its commit is on its way to the disk.
+
+        That is, where `AheadOfCommit.begin` is called before the commit, and where it can be.
+        """
+        self.settle(source)
+        found = AheadOfCommit()
+        try:
+            yield found
+        finally:
+            if found.begun is not None:
+                # It was interrupted before it could hear of the commit.
+                self._end_ahead(source, found, committed=False)
+
     def begin_ahead(
-        self, source: str, begin: Callable[[psycopg.Connection], Ahead | None], done: Done
+        self, source: str, begin: Callable[[psycopg.Connection], Ahead | None], found: AheadOfCommit
     ) -> Callable[[bool], None] | None:
         """Have PostgreSQL begin with a change that is about to be committed; see `SqliteApplier.ahead`.
 
@@ -190,15 +214,15 @@ class Synchroniser:
             Its name.
         begin
             Begins, on a connection.
-        done
-            Told what was applied.
+        found
+            Of `ahead`.
 
         Returns
         -------
         Callable
             To be called with whether the embedded side has committed.
         """
-        done.applied = False
+        found.applied = False
         lock = self._locks[source]
         if not self._prepared or self._breaker.is_open or source in self._left_to_background:
             return None
@@ -215,20 +239,22 @@ class Synchroniser:
                 return None
             if ahead is None:
                 return None
-            held = stack.pop_all()
+            found.begun = ahead, stack.pop_all()
+        return lambda committed: self._end_ahead(source, found, committed=committed)
 
-        def commit(committed: bool) -> None:
-            with ExitStack() as stack:
-                stack.push(held)
-                try:
-                    done.applied = ahead.commit(committed)
-                except (psycopg.Error, TargetError) as error:
-                    self.note_failure(error)
-                if done.applied:
-                    # Its end is waited for by whoever comes next: then it is there already.
-                    self._ending[source] = ahead, stack.pop_all()
-
-        return commit
+    def _end_ahead(self, source: str, found: AheadOfCommit, *, committed: bool) -> None:
+        if found.begun is None:
+            return
+        (ahead, held), found.begun = found.begun, None
+        with ExitStack() as stack:
+            stack.push(held)
+            try:
+                found.applied = ahead.commit(committed)
+            except (psycopg.Error, TargetError) as error:
+                self.note_failure(error)
+            if found.applied:
+                # Its end is waited for by whoever comes next: then it is there already.
+                self._ending[source] = ahead, stack.pop_all()
 
     def settle(self, source: str) -> None:
         """Wait for the end of what was applied together with its commit, if nobody has done so."""

@@ -7,7 +7,7 @@ way to the server and back. It speaks libpq's pipeline mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -28,6 +28,11 @@ def _prepared_on(connection: psycopg.Connection) -> dict[bytes, bytes]:
         names = {}
         connection.prepared_here = names  # type: ignore[attr-defined]
     return names
+
+
+def _executing(pgconn: pq.abc.PGconn, statement: bytes) -> Generator[Any, Any, None]:
+    pgconn.send_query(statement)
+    yield from generators.execute(pgconn)
 
 
 class Uncommitted:
@@ -110,7 +115,10 @@ class Uncommitted:
                 self._failure = error
         if result.status != pq.ExecStatus.TUPLES_OK:
             refused = psycopg.errors.error_from_result(result)
-            if not is_fault_of_a_row(refused):
+            if isinstance(refused, psycopg.errors.InvalidSqlStatementName):
+                # What was prepared on the connection was forgotten meanwhile.
+                _prepared_on(self._connection).clear()
+            elif not is_fault_of_a_row(refused):
                 raise refused
         return well
 
@@ -174,4 +182,5 @@ class Uncommitted:
             raise psycopg.OperationalError("the connection is out of step")
         self._pgconn.exit_pipeline_mode()
         if self._pgconn.transaction_status != pq.TransactionStatus.IDLE:
-            self._connection.execute("ROLLBACK", prepare=False)
+            # Not by psycopg, which has all prepared statements forgotten then.
+            self._connection.wait(_executing(self._pgconn, b"ROLLBACK"))

@@ -42,7 +42,7 @@ from iceburg.database.schema import schema_names
 from iceburg.database.shadow import Mismatch, ShadowReads
 from iceburg.database.sqlite_adapter import SqliteAdapter
 from iceburg.database.sqlite_session import SqliteSession
-from iceburg.database.synchroniser import Applier, Done, Synchroniser
+from iceburg.database.synchroniser import AheadOfCommit, Applier, Synchroniser
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import IceburgError, TargetError, UsageError
 
@@ -70,7 +70,7 @@ class _DualTarget:
         self._names, self._data_dir = names, layout.data_dir
         files = {"conversations": layout.conversations, "matrix": layout.matrix, "embeddings": layout.vectors}
         self.appliers: dict[str, Applier] = {}
-        self._accompany: dict[str, Callable[[Done], AbstractContextManager[None]]] = {}
+        self._accompany: dict[str, Callable[[AheadOfCommit], AbstractContextManager[None]]] = {}
         for part, path in files.items():
             applier = SqliteApplier(layout.store(path), embedded.sessions[part], names)
             self.appliers[applier.store.name] = applier
@@ -110,29 +110,30 @@ class _DualTarget:
         return self.appliers[source].mark()
 
     @contextmanager
-    def accompanied(self, source: str) -> Iterator[Done]:
+    def accompanied(self, source: str) -> Iterator[AheadOfCommit]:
         """Have what this thread writes to a source applied while it is on its way to the disk, where that can be."""
-        done = Done()
-        self.synchroniser.settle(source)
-        with self._accompany[source](done):
-            yield done
+        with self.synchroniser.ahead(source) as found, self._accompany[source](found):
+            yield found
 
     def _accompany_sqlite(
-        self, session: SqliteSession, applier: SqliteApplier, done: Done
+        self, session: SqliteSession, applier: SqliteApplier, found: AheadOfCommit
     ) -> AbstractContextManager[None]:
         name, begin = applier.store.name, self.synchroniser.begin_ahead
-        return session.accompanied(lambda file: begin(name, partial(applier.ahead, file), done))
+        return session.accompanied(lambda file: begin(name, partial(applier.ahead, file), found))
 
     def _accompany_jsonl(
-        self, telemetry: JsonlTelemetry, applier: JsonlApplier, done: Done
+        self, telemetry: JsonlTelemetry, applier: JsonlApplier, found: AheadOfCommit
     ) -> AbstractContextManager[None]:
-        return telemetry.accompanied(lambda: self.synchroniser.begin_ahead(applier.store.name, applier.ahead, done))
+        name, begin = applier.store.name, self.synchroniser.begin_ahead
+        return telemetry.accompanied(lambda: begin(name, applier.ahead, found))
 
     def mark_needed(self, source: str) -> Mark:
         """Say what a read of a source needs."""
         mark = self.mark(source)
         if mark is None:
             raise BehindError("its changes are not logged", where=source)
+        if not mark.whole:
+            raise BehindError("its last line is not finished", where=source)
         return mark
 
     def close(self) -> None:
@@ -239,9 +240,9 @@ class UnifiedDatabase:
         target = self._dual_target(source) if mode == "dual" else None
         if target is None:
             return self._timed(operation, "embedded", call, self.embedded)
-        with target.accompanied(source) as done:
+        with target.accompanied(source) as ahead:
             result = self._timed(operation, "embedded", call, self.embedded)
-        if not done.applied:
+        if not ahead.applied:
             try:
                 mark = target.mark(source)
             except IceburgError as error:
