@@ -4,7 +4,8 @@ ICEBURG's way is that of its MatrixStore and UnifiedDatabase: rows as dictionari
 decoded; a walk around an entity takes a query for each level.
 
 The sides take turns, call by call, in one run on one installation: ICEBURG's way, the layer with the flag off, the
-layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone. Each side has files of its own, so that none
+layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone; for writes also ICEBURG's way on files that
+have a change log. Each side has files of its own, so that none
 waits for another's locks.
 
 Run ``make bench-operations``, or ``python -m benchmarks.operations --entities 1500000``.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import shutil
@@ -33,14 +35,17 @@ from pydantic import SecretStr
 
 from benchmarks.copy_speed import fresh_database, settle
 from iceburg.config import Settings
+from iceburg.database.arming import install_logs
 from iceburg.database.embedded import EmbeddedServer
 from iceburg.database.protocol import Entity
 from iceburg.database.unified_db import UnifiedDatabase
 from iceburg.demo.generator import generate
+from iceburg.sources.discovery import discover
 
 DIMENSION = 384
 VECTORS = 5_000
-SIDES = ("ICEBURG's way", "flag off", "dual", "PostgreSQL alone")
+SIDES = ("ICEBURG's way", "its way, logged", "flag off", "dual", "PostgreSQL alone")
+_LOGGED, _OFF, _DUAL, _ALONE = range(1, 5)
 
 
 _ENTITIES = "SELECT entity_id, name, entity_type, source, countries, datasets, properties FROM entities "
@@ -58,8 +63,9 @@ def decoded(row: dict[str, Any]) -> dict[str, Any]:
 class Legacy:
     """The operations as ICEBURG's code does them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, writes_only: bool = False) -> None:
         self.folder = folder
+        self.writes_only = writes_only
 
     def _run(self, file: str, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         with closing(sqlite3.connect(self.folder / file)) as connection:
@@ -136,10 +142,13 @@ class Legacy:
             (f"bench-{number}", "A name", "person", "bench", json.dumps({"n": number})),
         )
 
-    def append(self, number: int) -> None:
+    def append(self, number: int, *, synced: bool = False) -> None:
         event = {"event_type": "bench", "timestamp": time.time(), "payload": {"n": number}}
         with (self.folder / "telemetry" / "events.jsonl").open("a") as file:
             file.write(json.dumps(event) + "\n")
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
 
     def newest_events(self) -> list[Any]:
         with (self.folder / "telemetry" / "events.jsonl").open() as file:
@@ -152,20 +161,32 @@ def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(64, DIMENSION)).astype(np.float32).tolist()
     if isinstance(side, Legacy):
-        return {
+        writes: dict[str, Callable[[int], Any]] = {
             "save a conversation": lambda n: side.save(f"question {n}"),
-            "newest 20 conversations": lambda n: side.newest(),
-            "newest 20 of one conversation": lambda n: side.newest_of("bench"),
-            "get an entity": lambda n: side.get(known[n % len(known)]),
-            "search by name": lambda n: side.search(words[n % len(words)]),
-            "relationships of an entity": lambda n: side.relationships(known[n % len(known)]),
-            "network, depth 2": lambda n: side.network(known[n % len(known)]),
-            "count by type": lambda n: side.count_by_type(),
-            "count by source": lambda n: side.count_by_source(),
             "put an entity": side.put,
             "append an event": side.append,
-            "newest 20 events": lambda n: side.newest_events(),
+            "append an event, ICEBURG syncing it, too": lambda n: side.append(n, synced=True),
         }
+        return (
+            writes
+            if side.writes_only
+            else {
+                **writes,
+                "newest 20 conversations": lambda n: side.newest(),
+                "newest 20 of one conversation": lambda n: side.newest_of("bench"),
+                "get an entity": lambda n: side.get(known[n % len(known)]),
+                "search by name": lambda n: side.search(words[n % len(words)]),
+                "relationships of an entity": lambda n: side.relationships(known[n % len(known)]),
+                "network, depth 2": lambda n: side.network(known[n % len(known)]),
+                "count by type": lambda n: side.count_by_type(),
+                "count by source": lambda n: side.count_by_source(),
+                "newest 20 events": lambda n: side.newest_events(),
+            }
+        )
+
+    def append(n: int) -> None:
+        side.telemetry.append({"event_type": "bench", "timestamp": time.time(), "payload": {"n": n}})
+
     return {
         "save a conversation": lambda n: side.conversations.save(
             "bench", f"question {n}", "an answer", metadata={"tokens": 5}
@@ -179,9 +200,8 @@ def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str
         "count by type": lambda n: side.matrix.count_by_type(),
         "count by source": lambda n: side.matrix.count_by_source(),
         "put an entity": lambda n: side.matrix.put(Entity(f"bench-{n}", "A name", "person", "bench", {"n": n})),
-        "append an event": lambda n: side.telemetry.append(
-            {"event_type": "bench", "timestamp": time.time(), "payload": {"n": n}}
-        ),
+        "append an event": append,
+        "append an event, ICEBURG syncing it, too": append,
         "newest 20 events": lambda n: side.telemetry.newest(limit=20),
         f"8 nearest of {VECTORS:,} vectors": lambda n: side.embeddings.query("bench", queries[n % len(queries)]),
     }
@@ -214,15 +234,17 @@ def sides(work: Path, source: Path, admin: str) -> Iterator[tuple[str, Legacy | 
     for number, name in enumerate(SIDES):
         folder = work / f"side{number}"
         prepare(folder, source)
-        if number == 0:
-            yield name, Legacy(folder)
+        if number < _OFF:
+            if number == _LOGGED:
+                list(install_logs(discover(folder), lambda: None))
+            yield name, Legacy(folder, writes_only=number == _LOGGED)
             continue
         dsn = fresh_database(admin, f"bench_side{number}")
-        if number > 1:
+        if number > _OFF:
             command = (sys.executable, "-m", "iceburg.cli", "migrate", str(folder), "--dsn", dsn)
             subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         settings = Settings(
-            data_dir=folder, use_postgres=number > 1, dual_write=number != 3, database_url=SecretStr(dsn)
+            data_dir=folder, use_postgres=number > _OFF, dual_write=number != _ALONE, database_url=SecretStr(dsn)
         )
         yield name, UnifiedDatabase(settings)
 
@@ -258,7 +280,7 @@ def main() -> None:
         print(f"{options.calls} calls each, in turns; p50 / p95 in ms; ratios of p50 to ICEBURG's way\n")
         print("| operation | " + " | ".join(SIDES) + " | dual | alone |")
         print("| --- |" + " ---: |" * (len(SIDES) + 2))
-        for operation in calls["flag off"]:
+        for operation in calls[SIDES[_OFF]]:
             slow = operation.startswith(("search", "count"))
             found = measure(operation, calls, options.calls // (5 if slow else 1))
             print(row(operation, found), flush=True)
@@ -293,8 +315,8 @@ def measure(
 def row(operation: str, found: dict[str, tuple[float, float]]) -> str:
     """Write a row of the table."""
     cells = [f"{found[name][0]:.2f} / {found[name][1]:.2f}" if name in found else "" for name in SIDES]
-    base = found.get(SIDES[0], found[SIDES[1]])[0]
-    ratios = [f"{found[name][0] / base:.2f}" for name in SIDES[2:]]
+    base = found.get(SIDES[0], found[SIDES[_OFF]])[0]
+    ratios = [f"{found[name][0] / base:.2f}" for name in (SIDES[_DUAL], SIDES[_ALONE])]
     return f"| {operation} | " + " | ".join([*cells, *ratios]) + " |"
 
 
