@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from iceburg.adoption_view import Adoption, render_adoption
 from iceburg.database.embedded import ServerStatus
 from iceburg.inspection_view import render_inspection
 from iceburg.log_view import Logs, render_logs
@@ -43,6 +44,8 @@ _NUMERIC: Final = frozenset(
         "applied up to",
         "rechecked",
         "unsettled",
+        "records",
+        "without vector",
     )
 )
 
@@ -307,6 +310,11 @@ def show_status(status: Status) -> None:
 def show_inspection(inspection: Inspection) -> None:
     """Print what an installation holds."""
     render_inspection(_printer(), inspection, _table)
+
+
+def show_adoption(adoption: Adoption) -> None:
+    """Print what was taken over."""
+    render_adoption(_printer(), adoption, _table)
 
 
 def show_logs(logs: Logs) -> None:

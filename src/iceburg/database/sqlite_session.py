@@ -48,6 +48,8 @@ class SqliteSession:
         Called with each new connection, before anything else is done with it.
     opening
         Makes a context within which each connection is opened.
+    made
+        Called when the file was not there and has been made.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class SqliteSession:
         busy_timeout: float = 5.0,
         prepare: Callable[[sqlite3.Connection], None] | None = None,
         opening: Callable[[], AbstractContextManager[None]] = nullcontext,
+        made: Callable[[], None] | None = None,
     ) -> None:
         self.path = path.absolute()
         self._schema = schema
         self._busy_timeout = busy_timeout
         self._prepare = prepare
         self._opening = opening
+        self._made = made
         self._tables = self._tables_of_schema()
         self._refusal: str | None = None
         self._start()
@@ -286,9 +290,13 @@ class SqliteSession:
     def _make_file(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = False
             with _making, suppress(FileExistsError):  # made by another program at this moment
                 if not self.path.exists():
                     os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+                    new = True
+            if new and self._made is not None:
+                self._made()
         except OSError as error:
             raise SourceError(
                 f"cannot be made: {error.strerror}",

@@ -170,7 +170,7 @@ class UnifiedDatabase:
         self.layout = Layout.of(data_dir, path)
         self.flag = Flag(self.settings)
         self.breaker = Breaker()
-        self.embedded = SqliteAdapter(self.layout)
+        self.embedded = SqliteAdapter(self.layout, points_to_chroma=True)
         self._lock = threading.Lock()
         self._dual: _DualTarget | None = None
         self._alone: tuple[PostgresSession, PostgresAdapter] | None = None
