@@ -155,28 +155,28 @@ def two_apply_at_once(do: Player) -> None:
     do.put("e0")
     do.read(1)
     do.old(two_old("first"))
-    do.midst("catch up", "read", "legacy and other", old="INSERT INTO extra (k, u) VALUES ('late', 9)")
+    do.midst("catch up matrix", "read", "legacy and other", old="INSERT INTO extra (k, u) VALUES ('late', 9)")
 
 
 @history(journal="wal")
 def a_row_changes_between_the_log_and_the_rows(do: Player) -> None:
     do.put("e0")
     do.old(two_old("first"))
-    do.midst("catch up", "noted", "legacy", old="UPDATE entities SET name = 'late' WHERE entity_id = 'o1'")
+    do.midst("catch up matrix", "noted", "legacy", old="UPDATE entities SET name = 'late' WHERE entity_id = 'o1'")
 
 
 @history()
 def an_applier_dies_between_rows_and_position(do: Player) -> None:
     do.put("e0")
     do.old(two_old("first"))
-    do.midst("catch up", "written", "crash")
+    do.midst("catch up matrix", "written", "crash")
 
 
 @history()
 def an_applier_of_lines_dies_between_rows_and_position(do: Player) -> None:
     do.model.attempt(0, operations.append([{"event_type": "a"}]))
     do.lines(b'{"event_type": "b"}\n{"event_type": "c"}\n')
-    do.midst("catch up", "written", "crash")
+    do.midst("catch up telemetry", "written", "crash")
 
 
 @history()
@@ -224,7 +224,7 @@ def a_column_comes_before_the_long_way(do: Player) -> None:
 def a_column_comes_in_the_midst_of_applying(do: Player) -> None:
     do.put("e0")
     do.old(two_old("first"))
-    do.midst("catch up", "planned", "structure and legacy", old="INSERT INTO extra (k, u) VALUES ('b', 2)")
+    do.midst("catch up matrix", "planned", "structure and legacy", old="INSERT INTO extra (k, u) VALUES ('b', 2)")
 
 
 @history()

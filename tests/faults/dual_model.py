@@ -482,6 +482,10 @@ class DualMachine(RuleBasedStateMachine):
                     synchroniser._prune()
             elif thing == "catch up":
                 self.background(actor)
+            elif thing.startswith("catch up "):
+                synchroniser = self.synchroniser(actor)
+                assert synchroniser is not None
+                synchroniser._look_after(self.source(thing.removeprefix("catch up ")))
             else:
                 next(read for read in operations.READS if read.store == thing).do(actor)
         except Crash:
