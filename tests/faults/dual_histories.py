@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from iceburg.database.positions import find_position
 from iceburg.database.protocol import Entity
 from tests.faults import dual_operations as operations
 from tests.faults.dual_operations import READS, Legacy, Write
@@ -88,6 +89,17 @@ class Player:
             file.write(raw)
         self.model.adopt("telemetry")
         self.look()
+
+    def position(self) -> int:
+        """Return PostgreSQL's position in the log of the Matrix."""
+        found = find_position(self.model.opened_target().connection, self.model.names, self.model.source("matrix"))
+        assert found is not None
+        return found.position
+
+    def write_out(self) -> None:
+        """Have everything that PostgreSQL has committed be durable there."""
+        self.model.opened_target().connection.execute("DROP TABLE IF EXISTS nothing")
+        self.model.opened_target().connection.execute("CREATE TABLE IF NOT EXISTS nothing ()")
 
     def crash(self) -> None:
         """Kill PostgreSQL and start it again."""
@@ -257,6 +269,18 @@ def a_file_with_a_shorter_log_takes_the_place(do: Player) -> None:
 
 
 @history()
+def a_file_with_a_log_as_long_takes_the_place(do: Player) -> None:
+    do.put("e0")
+    do.old(_NINE)
+    do.catch_up()
+    do.read()
+    position = do.position()
+    do.model.put_another_file(logged=True, more=position)
+    do.read()
+    do.read(1)
+
+
+@history()
 def an_older_copy_of_the_file_is_put_back(do: Player) -> None:
     do.put("e0")
     do.catch_up()
@@ -319,6 +343,8 @@ def an_original_is_needed_no_more(do: Player) -> None:
 @history()
 def a_log_is_pruned_and_postgresql_crashes(do: Player) -> None:
     do.put("e0")
+    do.catch_up()
+    do.write_out()
     do.put("e1")
     do.catch_up()
     do.crash()

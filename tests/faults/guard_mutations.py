@@ -248,6 +248,7 @@ MUTATIONS = (
         "        if target is None:\n"
         "            return result\n"
         "        ahead = AheadOfCommit()\n",
+        redundant="a file that had changed when it was armed is read whole, or migrated again; that is spared",
     ),
     Mutation(
         "what PostgreSQL has begun is committed only once the embedded side has committed",
