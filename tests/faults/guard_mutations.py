@@ -422,7 +422,7 @@ def table(outcomes: list[Outcome]) -> Iterator[str]:
     yield "| --- | --- | --- |"
     for outcome in outcomes:
         check = f"**{outcome.check}**" if outcome.check else f"nothing: {outcome.mutation.redundant or 'a hole'}"
-        yield f"| {outcome.mutation.guard} | `{outcome.mutation.file}` | {check} |"
+        yield f"| {outcome.mutation.guard} | `{Path(outcome.mutation.file).name}` | {check} |"
 
 
 def write_table(outcomes: list[Outcome]) -> None:
