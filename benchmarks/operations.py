@@ -3,10 +3,10 @@
 ICEBURG's way is that of its MatrixStore and UnifiedDatabase: rows as dictionaries, the Matrix store's JSON columns
 decoded; a walk around an entity takes a query for each level.
 
-The sides take turns, call by call, in one run on one installation: ICEBURG's way, the layer with the flag off, the
-layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone; for writes also ICEBURG's way on files that
-have a change log. Each side has files of its own, so that none
-waits for another's locks.
+The sides take turns of some calls, as an application makes them on one side, in one run on one installation: ICEBURG's
+way, the layer with the flag off, the layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone; for
+writes also ICEBURG's way on files that have a change log. Each side has files of its own, so that none waits for
+another's locks.
 
 Run ``make bench-operations``, or ``python -m benchmarks.operations --entities 1500000``.
 """
@@ -44,6 +44,8 @@ from iceburg.sources.discovery import discover
 
 DIMENSION = 384
 VECTORS = 5_000
+TURNS = 10
+WARM = 3
 SIDES = ("ICEBURG's way", "its way, logged", "flag off", "dual", "PostgreSQL alone")
 _LOGGED, _OFF, _DUAL, _ALONE = range(1, 5)
 
@@ -277,7 +279,10 @@ def main() -> None:
         settle(server.ensure_running())
         calls = {name: operations(side, known, words) for name, side in all_sides}
         print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, {count:,} entities")
-        print(f"{options.calls} calls each, in turns; p50 / p95 in ms; ratios of p50 to ICEBURG's way\n")
+        print(
+            f"{options.calls} calls each, in turns of {options.calls // TURNS}; p50 / p95 in ms;"
+            " ratios of p50 to ICEBURG's way\n"
+        )
         print("| operation | " + " | ".join(SIDES) + " | dual | alone |")
         print("| --- |" + " ---: |" * (len(SIDES) + 2))
         for operation in calls[SIDES[_OFF]]:
@@ -296,19 +301,20 @@ def main() -> None:
 def measure(
     operation: str, calls: dict[str, dict[str, Callable[[int], Any]]], count: int
 ) -> dict[str, tuple[float, float]]:
-    """Time an operation on every side that has it, in turns; return p50 and p95."""
+    """Time an operation on every side that has it, in turns of some calls; return p50 and p95."""
     taken: dict[str, list[float]] = {name: [] for name, of in calls.items() if operation in of}
-    names = list(taken)
-    for n in range(count + 5):
-        # Each side comes after each other one: what a call finds in the processor's caches is that one's.
-        random.Random(n).shuffle(names)
+    names, number = list(taken), 0
+    for turn in range(TURNS):
+        # Each side comes after each other one; the first calls of a turn find the processor's caches full of that one.
+        random.Random(turn).shuffle(names)
         for name in names:
-            seconds = taken[name]
             call = calls[name][operation]
-            started = time.perf_counter()
-            call(n)
-            if n >= 5:
-                seconds.append(time.perf_counter() - started)
+            for n in range(-WARM, count // TURNS):
+                started = time.perf_counter()
+                call(number + n + WARM)
+                if n >= 0:
+                    taken[name].append(time.perf_counter() - started)
+        number += count // TURNS + WARM
     return {name: percentiles(seconds) for name, seconds in taken.items()}
 
 
