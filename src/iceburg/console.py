@@ -277,6 +277,7 @@ def show_status(status: Status) -> None:
     console = _printer()
     console.print(f"Target: {status.target}")
     console.print(f"Installation: {status.installation}")
+    console.print(f"Phase: {status.phase}, since {status.phase_since}")
     console.print()
     stores = _table("store", "kind", "migrated", "since then", "problem")
     for source in status.sources:
@@ -297,6 +298,12 @@ def show_status(status: Status) -> None:
         )
     _show(console, datasets)
     _show_kept(console, status.kept)
+    if status.phase_changes:
+        changes = _table("moved", "from", "to", "by", "reason")
+        for change in status.phase_changes:
+            names = (change["from_phase"], change["to_phase"], change["moved_by"], change["reason"])
+            changes.add_row(str(change["moved_at"]), *names)
+        _show(console, changes)
     runs = _table("run", "command", "started", "finished", "status")
     for run in status.runs:
         runs.add_row(str(run["run_id"]), run["command"], run["started"], run["finished"], run["status"])

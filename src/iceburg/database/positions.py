@@ -11,6 +11,8 @@ from iceburg.database.schema import SchemaNames
 
 # What `log_id` is while a migration rewrites the source: no log has this name, so that nothing is applied.
 BEING_MIGRATED: Final = ""
+# What it is once the source is fenced for good, and all of its log is applied.
+CLOSED: Final = "closed"
 
 _SELECT: Final[LiteralString] = """
 SELECT p.source_id, p.log_id, p.position, p.epoch, p.structure, p.pruned

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.connection import Target, connect
+from iceburg.database.phases import phase_changes, read_phase
 from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.database.statements import SELECT_INSTALLATION
 from iceburg.errors import SourceError
@@ -15,6 +16,8 @@ from iceburg.migration import statements
 from iceburg.migration.ledger import Ledger
 from iceburg.records import Store
 from iceburg.sources.fingerprint import fingerprint
+
+_CHANGES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,13 @@ class SourceStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The target as a whole."""
+    """The target as a whole; of the phase also since when, and the last moves."""
 
     target: str
     installation: str | None
+    phase: str
+    phase_since: str
+    phase_changes: tuple[dict[str, Any], ...]
     status: str
     sources: tuple[SourceStatus, ...]
     datasets: tuple[DatasetStatus, ...]
@@ -99,10 +105,14 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
             for run, command, start, end, status in connection.execute(names.format(statements.SELECT_RUNS), (5,))
         ]
         row = connection.execute(names.format(SELECT_INSTALLATION)).fetchone()
+        phase = read_phase(connection, names)
         complete = all(source.complete and source.state == "unchanged" for source in sources)
         return Status(
             target.description,
             None if row is None else row[0],
+            phase.phase.value,
+            str(phase.since),
+            tuple(asdict(change) for change in phase_changes(connection, names, _CHANGES)),
             "complete" if complete and sources else "incomplete",
             sources,
             datasets,
