@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS _iceburg_log (
 """
 _LAST: Final = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = '_iceburg_changes'), 0)"
 _STATE: Final = f"SELECT log_id, basis, ({_LAST}) FROM _iceburg_log"  # noqa: S608
-_PENDING: Final = "SELECT * FROM _iceburg_changes WHERE seq > ? ORDER BY seq"
+_PENDING: Final = "SELECT * FROM _iceburg_changes WHERE seq > ? ORDER BY seq LIMIT ?"
 _PRUNE: Final = """
 DELETE FROM _iceburg_changes WHERE seq IN (SELECT seq FROM _iceburg_changes WHERE seq <= ? ORDER BY seq LIMIT ?)
 """
@@ -84,9 +84,9 @@ def log_state(connection: sqlite3.Connection) -> LogState | None:
     return None if row is None else LogState(row[0], row[1], row[2])
 
 
-def pending(connection: sqlite3.Connection, after: int) -> list[Change]:
-    """Return the entries after a position, in order."""
-    found = fetch_all(connection, _PENDING, (after,))[1]
+def pending(connection: sqlite3.Connection, after: int, limit: int | None = None) -> list[Change]:
+    """Return the entries after a position, in order; at most `limit`."""
+    found = fetch_all(connection, _PENDING, (after, -1 if limit is None else limit))[1]
     return [Change(int(seq or 0), str(table), str(op), tuple(key)) for seq, table, op, *key in found]
 
 

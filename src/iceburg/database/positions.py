@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, LiteralString
+from typing import Any, Final, LiteralString
 
 import psycopg
 
@@ -15,16 +15,19 @@ BEING_MIGRATED: Final = ""
 CLOSED: Final = "closed"
 
 _SELECT: Final[LiteralString] = """
-SELECT p.source_id, p.log_id, p.position, p.epoch, p.structure, p.pruned
+SELECT p.source_id, p.log_id, p.position, p.epoch, p.structure, p.pruned,
+       p.copy_log_id, p.copy_position, p.copy_structure
 FROM {state}.sources s JOIN {state}.positions p USING (source_id) WHERE s.name = %s
 """
 _LOCK: Final[LiteralString] = """
-SELECT source_id, log_id, position, epoch, structure, pruned FROM {state}.positions WHERE source_id = %s FOR UPDATE
+SELECT source_id, log_id, position, epoch, structure, pruned, copy_log_id, copy_position, copy_structure
+FROM {state}.positions WHERE source_id = %s FOR UPDATE
 """
 _UPSERT: Final[LiteralString] = """
 INSERT INTO {state}.positions AS p (source_id, log_id, position, structure) VALUES (%s, %s, %s, %s)
 ON CONFLICT (source_id) DO UPDATE SET log_id = EXCLUDED.log_id, position = EXCLUDED.position,
-    structure = EXCLUDED.structure, pruned = 0, epoch = p.epoch + 1, applied_at = clock_timestamp()
+    structure = EXCLUDED.structure, pruned = 0, epoch = p.epoch + 1, applied_at = clock_timestamp(),
+    copy_log_id = NULL, copy_position = NULL, copy_structure = NULL
 """
 _MOVE: Final[LiteralString] = """
 UPDATE {state}.positions SET position = %s, structure = %s, epoch = epoch + %s, applied = applied + %s,
@@ -35,6 +38,18 @@ _DROP: Final[LiteralString] = "DELETE FROM {state}.positions WHERE source_id = %
 _PRUNED: Final[LiteralString] = """
 UPDATE {state}.positions SET pruned = position WHERE source_id = %s AND log_id = %s RETURNING position
 """
+_MARK_COPY: Final[LiteralString] = """
+INSERT INTO {state}.positions AS p
+       (source_id, log_id, position, structure, copy_log_id, copy_position, copy_structure)
+VALUES (%(source)s, '', 0, '', %(log_id)s, %(position)s, %(structure)s)
+ON CONFLICT (source_id) DO UPDATE SET log_id = '', structure = '', epoch = p.epoch + 1,
+    copy_log_id = EXCLUDED.copy_log_id, copy_position = EXCLUDED.copy_position,
+    copy_structure = EXCLUDED.copy_structure
+"""
+_MOVE_COPY: Final[LiteralString] = """
+UPDATE {state}.positions SET copy_position = %s, copy_structure = %s, epoch = epoch + %s, applied = applied + %s,
+    applied_at = clock_timestamp() WHERE source_id = %s
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +58,15 @@ class Mark:
 
     log_id: str
     position: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyMark:
+    """Where a log is to be applied from, once what was copied is there; `structure` as in `Position`."""
+
+    log_id: str
+    position: int
+    structure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +80,16 @@ class Position:
     log_id
         The log that it is a position in.
     position
-        ``seq`` of a SQLite file's log, byte offset in a JSONL file.
+        ``seq`` of a SQLite file's log, byte offset in a JSONL file, ``seq_id`` in a Chroma directory.
     epoch
         Changes with the definitions of the source's datasets.
     structure
-        What the file's structure was known by (``PRAGMA schema_version``).
+        What the file's structure was known by (``PRAGMA schema_version``; of a Chroma directory, its collections and
+        the position in each).
     pruned
         The position up to which entries may be gone.
+    copied
+        While `log_id` is `BEING_MIGRATED`: where the log goes on from; None where the copy knows no log.
     """
 
     source_id: int
@@ -71,18 +98,25 @@ class Position:
     epoch: int
     structure: str
     pruned: int
+    copied: CopyMark | None = None
 
 
 def find_position(connection: psycopg.Connection, names: SchemaNames, source: str) -> Position | None:
     """Return the position of a source; None if it has none."""
-    row = connection.execute(names.format(_SELECT), (source,)).fetchone()
-    return None if row is None else Position(*row)
+    return _position(connection.execute(names.format(_SELECT), (source,)).fetchone())
 
 
 def lock_position(connection: psycopg.Connection, names: SchemaNames, source_id: int) -> Position | None:
     """Return a position, locked until the transaction ends."""
-    row = connection.execute(names.format(_LOCK), (source_id,)).fetchone()
-    return None if row is None else Position(*row)
+    return _position(connection.execute(names.format(_LOCK), (source_id,)).fetchone())
+
+
+def _position(row: tuple[Any, ...] | None) -> Position | None:
+    if row is None:
+        return None
+    source_id, log_id, position, epoch, structure, pruned, *copied = row
+    copy = None if copied[0] is None else CopyMark(*copied)
+    return Position(source_id, log_id, position, epoch, structure, pruned, copy)
 
 
 def set_position(
@@ -104,6 +138,23 @@ def move_position(
 ) -> None:
     """Move a locked position, in the transaction that writes what it stands for."""
     connection.execute(names.format(_MOVE), (position, structure, int(redefined), applied, old.source_id))
+
+
+def mark_copy(connection: psycopg.Connection, names: SchemaNames, source_id: int, mark: CopyMark) -> None:
+    """Have nobody apply a source's changes, nor believe what is there of it, and note where its log goes on from."""
+    connection.execute(
+        names.format(_MARK_COPY),
+        {"source": source_id, "log_id": mark.log_id, "position": mark.position, "structure": mark.structure},
+    )
+
+
+def move_copy(
+    connection: psycopg.Connection, names: SchemaNames, old: Position, mark: CopyMark, *, redefined: bool, applied: int
+) -> None:
+    """Move the mark of a locked position whose source is not believed yet."""
+    connection.execute(
+        names.format(_MOVE_COPY), (mark.position, mark.structure, int(redefined), applied, old.source_id)
+    )
 
 
 def drop_position(connection: psycopg.Connection, names: SchemaNames, source_id: int) -> None:

@@ -37,7 +37,7 @@ def complete_stores(run: Run, workers: Workers, work: list[Work]) -> None:
             if item.log is None:
                 drop_position(run.connection, run.names, item.source.source_id)
             else:
-                set_constraints_aside(run.connection, run.catalogue, item.source)
+                set_constraints_aside(run.connection, run.catalogue, item.source.source_id)
                 log = item.log
                 set_position(run.connection, run.names, item.source.source_id, log.log_id, log.position, "")
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.types.json import Jsonb
 
-from iceburg.database.kept import SELECT_ORIGINALS, Kept, forget_kept, keep, unpack_value
+from iceburg.database.kept import SELECT_ORIGINALS, Kept, forget_kept, keep, kept_keys, unpack_value
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import TargetError
 from iceburg.mappings.mapping import Original
@@ -210,8 +210,7 @@ class Ledger:
 
     def kept_keys(self, dataset_id: int) -> set[str]:
         """Return the keys of all records of which something is kept."""
-        rows = self.connection.execute(self.names.format(statements.SELECT_KEPT_KEYS), {"id": dataset_id})
-        return {key for (key,) in rows}
+        return kept_keys(self.connection, self.names, dataset_id)
 
     def reasons(self) -> list[dict[str, Any]]:
         """Summarise what is kept: dataset, kind, reason, count and a few keys."""

@@ -80,10 +80,6 @@ DELETE_UNSEEN_QUARANTINE: Final[LiteralString] = """
 DELETE FROM {state}.quarantine q WHERE dataset_id = %s
 AND NOT EXISTS (SELECT FROM pg_temp.iceburg_kept k WHERE k.record_key = q.record_key)
 """
-SELECT_KEPT_KEYS: Final[LiteralString] = """
-SELECT record_key FROM {state}.originals WHERE dataset_id = %(id)s
-UNION SELECT record_key FROM {state}.quarantine WHERE dataset_id = %(id)s
-"""
 SELECT_QUARANTINE: Final[LiteralString] = """
 SELECT record_key, record, reason FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY(%s)
 """

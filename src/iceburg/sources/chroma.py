@@ -7,8 +7,11 @@ it each.
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from iceburg.errors import SourceError
 from iceburg.sources.chroma_catalogue import (
@@ -24,6 +27,7 @@ from iceburg.sources.chroma_reader import CollectionReader
 
 __all__ = ["ChromaStore", "CollectionInfo", "CollectionReader", "Loss", "OrphanReader"]
 
+Result = TypeVar("Result")
 #: Seconds to wait for a lock unless told otherwise.
 TIMEOUT = 10.0
 
@@ -98,6 +102,23 @@ class ChromaStore:
             claimed = self._database.read(vector_segments)
             found += self._database.read(nameless_collections) + orphan_collections(self.path, claimed)
         return found
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the database can be read as it is, without anything being salvaged."""
+        return self._database is not None and self._database.salvage is None
+
+    def in_snapshot(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run `work` on one snapshot of the database.
+
+        Raises
+        ------
+        SourceError
+            There is no database that can be read.
+        """
+        if self._database is None:
+            raise SourceError("chroma.sqlite3 cannot be read", where=self.name)
+        return self._database.read(work)
 
     def reader(self, collection: CollectionInfo) -> CollectionReader | OrphanReader:
         """Return a reader of one of the collections."""
