@@ -71,6 +71,19 @@ Exclude = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, max=1_000_000, help="Rows copied in one transaction.")]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, max=64, help="Worker processes.")]
+Throttle = Annotated[
+    float,
+    typer.Option(
+        "--throttle",
+        metavar="MS",
+        min=0,
+        help="With --live: read less while writers of a file wait for longer than this; 0 for no limit.",
+    ),
+]
+MaxRate = Annotated[
+    float | None,
+    typer.Option("--max-rate", metavar="N", min=1, help="With --live: write at most N records a second."),
+]
 DEFAULT_JOBS: Final = min(4, os.cpu_count() or 1)
 
 

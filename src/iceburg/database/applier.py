@@ -25,6 +25,7 @@ from iceburg.database import change_log
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.changed_rows import ChangedRows, TrackedTable, read_changed, read_current, tracked_table
 from iceburg.database.datasets import reconcile, set_constraints_aside
+from iceburg.database.kept import count_quarantined
 from iceburg.database.positions import (
     BEING_MIGRATED,
     CopyMark,
@@ -53,6 +54,8 @@ _PRUNE_STEP: Final = 1_000
 # Entries that a write of one record may leave.
 _QUICK: Final = 6
 _WAIT: Final = "Wait for `migrate` to end."
+# Seconds for which a writer may be kept waiting so that rows are counted.
+_LONGEST_COUNT: Final = 0.5
 
 
 class NotReadyError(TargetError):
@@ -123,6 +126,15 @@ class SqliteApplier:
         SourceError
             The file cannot be armed.
         """
+        found = self._begin(connection, read_whole=True) or find_position(connection, self._names, self.store.name)
+        assert found is not None  # noqa: S101 - it was begun
+        return found
+
+    def resume(self, connection: psycopg.Connection) -> Position | None:
+        """Return the position if there is one, or one can begin without anything being read; else None."""
+        return self._begin(connection, read_whole=False)
+
+    def _begin(self, connection: psycopg.Connection, *, read_whole: bool) -> Position | None:
         state = self._session_state()
         if state is not None:
             found = find_position(connection, self._names, self.store.name)
@@ -136,15 +148,17 @@ class SqliteApplier:
             if old is not None and old.log_id == state.log_id:
                 return old
             if old is not None and old.log_id == BEING_MIGRATED:
+                if not read_whole:
+                    return None
                 raise NotReadyError("it is being migrated", where=self.store.name, hint=_WAIT)
             if source.complete and source.fingerprint == state.basis and old is None:
                 set_position(connection, self._names, source.source_id, state.log_id, 0, "")
                 set_constraints_aside(connection, Catalogue(connection, self._names), source.source_id)
-            else:
+            elif read_whole:
                 self._begin_anew(connection, source.source_id, state)
-        position = find_position(connection, self._names, self.store.name)
-        assert position is not None  # noqa: S101 - written above
-        return position
+            else:
+                return None
+        return find_position(connection, self._names, self.store.name)
 
     def arm(self) -> None:
         """Arm the file if it is not; PostgreSQL is not needed for it.
@@ -287,6 +301,24 @@ class SqliteApplier:
                     return done
         raise self._restless()
 
+    def account(self, connection: psycopg.Connection) -> None:
+        """Apply everything that is pending, and count both sides as of the same position; see `Catalogue.set_counts`.
+
+        A table that takes longer to count than an application should wait is not counted.
+
+        Raises
+        ------
+        NotReadyError, SourceError, psycopg.Error
+            As for `apply`.
+        """
+        known = self.attach(connection)
+        for _ in range(_ATTEMPTS):
+            with connection.transaction():
+                position = lock_position(connection, self._names, known.source_id)
+                if position is not None and self._apply_locked(connection, position, count=True) is not None:
+                    return
+        raise self._restless()
+
     def suspend(self, connection: psycopg.Connection) -> None:
         """Have the backlog applied in steps: reads of the source come from SQLite until the last."""
         with connection.transaction():
@@ -302,7 +334,13 @@ class SqliteApplier:
         )
 
     def _apply_locked(
-        self, connection: psycopg.Connection, locked: Position, copied: CopyMark | None = None, limit: int | None = None
+        self,
+        connection: psycopg.Connection,
+        locked: Position,
+        copied: CopyMark | None = None,
+        limit: int | None = None,
+        *,
+        count: bool = False,
     ) -> Applied | None:
         """Apply in the transaction that holds the position; None where the structure has changed meanwhile.
 
@@ -338,13 +376,18 @@ class SqliteApplier:
             if str(file.execute("PRAGMA schema_version").fetchone()[0]) != version:
                 return None
             entries = change_log.pending(file, position.position, limit)
+            settled = limit is None or len(entries) < limit
+            if copied is not None:
+                entries = [replace(e, op="n") if e.op == "r" and e.seq <= copied.whole else e for e in entries]
             self._refuse_large(file, {*anew, *(entry.table for entry in entries if entry.op == "r")} & tables.keys())
             changed = read_changed(file, tables, entries, position.position, anew)
-            settled = limit is None or len(entries) < limit
+            counts = change_log.count_quickly(file, tuple(tables), _LONGEST_COUNT) if count else {}
         try:
             self._write(connection, tables, changed)
         finally:
             changed.spool.close()
+        if count:
+            self._note_counts(connection, tables, counts)
         if copied is not None:
             self._move_copy(connection, position, changed, version, redefined=redefined, settled=settled)
             return Applied(changed.last, changed.changes, settled)
@@ -362,6 +405,16 @@ class SqliteApplier:
                 applied=changed.changes,
             )
         return Applied(changed.last, changed.changes)
+
+    def _note_counts(
+        self, connection: psycopg.Connection, tables: dict[str, TrackedTable], counts: dict[str, int]
+    ) -> None:
+        """Keep how many records there are on both sides; of a file's table that was not counted, as many as here."""
+        for name, table in tables.items():
+            number = table.dataset.dataset_id
+            rows = table.dataset.target().count(connection)
+            here = rows + count_quarantined(connection, self._names, number)
+            Catalogue(connection, self._names).set_counts(number, counts.get(name, here), rows)
 
     def _move_copy(
         self,

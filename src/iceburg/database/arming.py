@@ -149,7 +149,7 @@ def install_logs(stores: Sequence[Store], stop_if_asked: Callable[[], None]) -> 
     for store in stores:
         stop_if_asked()
         try:
-            yield _install(store)
+            yield install_log(store)
         except SourceError as error:
             yield InstalledLog(store.name, store.kind, problem=error.without(store.name))
 
@@ -224,7 +224,14 @@ def _written(store: Store) -> Iterator[sqlite3.Connection]:
         session.close()
 
 
-def _install(store: Store) -> InstalledLog:
+def install_log(store: Store) -> InstalledLog:
+    """Arm a SQLite file, or bring its log up to its tables; other stores need nothing.
+
+    Raises
+    ------
+    SourceError
+        It cannot be armed; nothing was changed.
+    """
     _require_readable(store)
     note = _own_log(store)
     if note is not None:

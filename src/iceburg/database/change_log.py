@@ -14,6 +14,7 @@ Source for what triggers see: https://www.sqlite.org/lang_createtrigger.html and
 from __future__ import annotations
 
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from iceburg.sources.sqlite_sql import quote
 MAX_KEY: Final = 7
 _KEYS: Final = tuple(f"k{number}" for number in range(MAX_KEY + 1))
 _TRIGGER: Final = "_iceburg_log_"
+# Instructions of SQLite between two looks at the clock.
+_STEPS: Final = 10_000
 
 _CREATE: Final = f"""
 CREATE TABLE IF NOT EXISTS _iceburg_changes (
@@ -65,7 +68,7 @@ class LogState:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry."""
+    """One entry; `op` is as in the log, or ``n``: nothing is to be done about it."""
 
     seq: int
     table: str
@@ -120,6 +123,33 @@ def count_rows(connection: sqlite3.Connection, tables: tuple[str, ...], limit: i
         if count >= limit:
             break
     return count
+
+
+def count_quickly(connection: sqlite3.Connection, tables: tuple[str, ...], seconds: float) -> dict[str, int]:
+    """Count the rows of tables; those for which the time does not suffice are left out."""
+    deadline, counts = time.monotonic() + seconds, dict[str, int]()
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
+    try:
+        for name in tables:
+            counting = f"SELECT count(*) FROM main.{quote(name)}"  # noqa: S608 - a quoted name
+            counts[name] = int(connection.execute(counting).fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            raise
+    finally:
+        connection.set_progress_handler(None, 0)
+    return counts
+
+
+def structure_version(connection: sqlite3.Connection) -> str:
+    """Return what the structure of the file is known by: it changes with every DDL statement, and with VACUUM."""
+    return str(connection.execute("PRAGMA schema_version").fetchone()[0])
+
+
+def tables_to_be_read_whole(connection: sqlite3.Connection, after: int) -> set[str]:
+    """Return the tables that are entered as to be read whole after a position."""
+    rows = connection.execute("SELECT DISTINCT tbl FROM _iceburg_changes WHERE op = 'r' AND seq > ?", (after,))
+    return {name for (name,) in rows}
 
 
 def key_names(table: Table) -> tuple[str | None, ...]:

@@ -134,6 +134,13 @@ class ChromaApplier:
         SourceError
             It cannot be read.
         """
+        return self._begin(connection, read_whole=True) or self._position(connection)
+
+    def resume(self, connection: psycopg.Connection) -> Position | None:
+        """Return the position if there is one, or one can begin without anything being read; else None."""
+        return self._begin(connection, read_whole=False)
+
+    def _begin(self, connection: psycopg.Connection, *, read_whole: bool) -> Position | None:
         state = chroma_state(self.store)
         known = find_position(connection, self._names, self.store.name)
         if known is not None and known.log_id == state.log_id:
@@ -142,14 +149,21 @@ class ChromaApplier:
             source = Catalogue(connection, self._names).source(self.store.name, "chroma")
             old = lock_position(connection, self._names, source.source_id)
             if old is not None and old.log_id == BEING_MIGRATED:
+                if not read_whole:
+                    return None
                 raise NotReadyError("it is being migrated", where=self.store.name, hint=_WAIT)
             if old is None or old.log_id != state.log_id:
                 # The fingerprint last: if it is the one of then, nothing was written since, nor before the state.
                 same = old is None and source.complete and source.fingerprint == fingerprint(self.store)
+                if not same and not read_whole:
+                    return None
                 structure = write_structure("", state.marks if same else {})
                 set_position(connection, self._names, source.source_id, state.log_id, state.last, structure)
+        return self._position(connection)
+
+    def _position(self, connection: psycopg.Connection) -> Position:
         position = find_position(connection, self._names, self.store.name)
-        assert position is not None  # noqa: S101 - written above
+        assert position is not None  # noqa: S101 - it was begun
         return position
 
     def arm(self) -> None:
@@ -215,8 +229,24 @@ class ChromaApplier:
             "its collections change again and again", where=self.store.name, hint="Try again in a moment."
         )
 
+    def account(self, connection: psycopg.Connection) -> None:
+        """Apply everything that is pending, and count both sides as of the same position; see `Catalogue.set_counts`.
+
+        Raises
+        ------
+        NotReadyError, SourceError, psycopg.Error
+            As for `apply`.
+        """
+        known = self.attach(connection)
+        for _ in range(_ATTEMPTS):
+            with connection.transaction():
+                position = lock_position(connection, self._names, known.source_id)
+                if position is not None and self._apply_locked(connection, position, count=True) is not None:
+                    return
+        raise self._restless()
+
     def _apply_locked(
-        self, connection: psycopg.Connection, locked: Position, copied: CopyMark | None = None
+        self, connection: psycopg.Connection, locked: Position, copied: CopyMark | None = None, *, count: bool = False
     ) -> Applied | None:
         """Apply in the transaction that holds the position; None where the collections have changed meanwhile."""
         position = locked
@@ -231,7 +261,7 @@ class ChromaApplier:
                 hint="Run `iceburg-db migrate --live`; until then what was applied stays.",
             )
         digest, marks = read_structure(position.structure)
-        changes = self._read(marks)
+        changes = self._read(marks, count=count)
         now = _digest(asdict(change.collection) for change in changes)
         redefined = now != digest
         datasets = self._datasets(connection, position.source_id)
@@ -242,32 +272,37 @@ class ChromaApplier:
             made = {name for name, dataset in datasets.items() if before.get(name) != dataset.dataset_id}
             if made & marks.keys():
                 # Renamed: its records have other ids now.
-                changes = self._read({name: mark for name, mark in marks.items() if name not in made})
+                changes = self._read({name: mark for name, mark in marks.items() if name not in made}, count=count)
         if datasets.keys() != {change.collection.id for change in changes}:
             return None
         for change in changes:
             self._write(connection, datasets[change.collection.id], change)
-        count = sum(change.count for change in changes)
+        if count:
+            catalogue = Catalogue(connection, self._names)
+            for change in changes:
+                dataset = datasets[change.collection.id]
+                catalogue.set_counts(dataset.dataset_id, change.total or 0, dataset.target().count(connection))
+        applied = sum(change.count for change in changes)
         after = {change.collection.id: change.mark for change in changes}
         last = max((mark.last for mark in after.values()), default=0)
         structure = write_structure(now, after)
         if copied is not None:
             mark = CopyMark(position.log_id, last, structure)
-            move_copy(connection, self._names, position, mark, redefined=redefined, applied=count)
+            move_copy(connection, self._names, position, mark, redefined=redefined, applied=applied)
             set_position(connection, self._names, position.source_id, mark.log_id, last, structure)
         elif structure != position.structure:
             move_position(
-                connection, self._names, position, last, structure=structure, redefined=redefined, applied=count
+                connection, self._names, position, last, structure=structure, redefined=redefined, applied=applied
             )
-        return Applied(last, count)
+        return Applied(last, applied)
 
-    def _read(self, marks: Mapping[str, CollectionMark]) -> list[CollectionChanges]:
+    def _read(self, marks: Mapping[str, CollectionMark], *, count: bool) -> list[CollectionChanges]:
         from iceburg.sources.chroma import ChromaStore
         from iceburg.sources.chroma_changes import TooManyError, read_changes
 
         with ChromaStore(self.store.path, self.store.name) as directory:
             try:
-                return read_changes(directory, marks, largest=MAX_RECORDS_READ_AT_ONCE)
+                return read_changes(directory, marks, largest=MAX_RECORDS_READ_AT_ONCE, count=count)
             except TooManyError as error:
                 raise NeedsCopyError(
                     f"{error.collection}: more has changed than is read at once",

@@ -189,8 +189,10 @@ def phase_changes(connection: psycopg.Connection, names: SchemaNames, limit: int
     )
 
 
-def require_phase(connection: psycopg.Connection, names: SchemaNames, command: str, *allowed: Phase) -> PhaseState:
-    """Return the phase, which has to be one in which a command may work.
+def require_phase(
+    connection: psycopg.Connection, names: SchemaNames, command: str, *allowed: Phase, hint: str = ""
+) -> PhaseState:
+    """Return the phase, which has to be one in which a command may work; `hint` is for where it is not.
 
     Raises
     ------
@@ -203,7 +205,7 @@ def require_phase(connection: psycopg.Connection, names: SchemaNames, command: s
         raise PhaseError(
             f"`iceburg-db {command}` works in phase {phases}; this is {state.phase}.",
             where=f"schema {names.state}",
-            hint=_WAYS[state.phase],
+            hint=_WAYS[state.phase] if state.phase is Phase.FINALIZED else hint or _WAYS[state.phase],
         )
     return state
 

@@ -16,18 +16,18 @@ CLOSED: Final = "closed"
 
 _SELECT: Final[LiteralString] = """
 SELECT p.source_id, p.log_id, p.position, p.epoch, p.structure, p.pruned,
-       p.copy_log_id, p.copy_position, p.copy_structure
+       p.copy_log_id, p.copy_position, p.copy_structure, p.copy_whole
 FROM {state}.sources s JOIN {state}.positions p USING (source_id) WHERE s.name = %s
 """
 _LOCK: Final[LiteralString] = """
-SELECT source_id, log_id, position, epoch, structure, pruned, copy_log_id, copy_position, copy_structure
+SELECT source_id, log_id, position, epoch, structure, pruned, copy_log_id, copy_position, copy_structure, copy_whole
 FROM {state}.positions WHERE source_id = %s FOR UPDATE
 """
 _UPSERT: Final[LiteralString] = """
 INSERT INTO {state}.positions AS p (source_id, log_id, position, structure) VALUES (%s, %s, %s, %s)
 ON CONFLICT (source_id) DO UPDATE SET log_id = EXCLUDED.log_id, position = EXCLUDED.position,
     structure = EXCLUDED.structure, pruned = 0, epoch = p.epoch + 1, applied_at = clock_timestamp(),
-    copy_log_id = NULL, copy_position = NULL, copy_structure = NULL
+    copy_log_id = NULL, copy_position = NULL, copy_structure = NULL, copy_whole = NULL
 """
 _MOVE: Final[LiteralString] = """
 UPDATE {state}.positions SET position = %s, structure = %s, epoch = epoch + %s, applied = applied + %s,
@@ -40,11 +40,11 @@ UPDATE {state}.positions SET pruned = position WHERE source_id = %s AND log_id =
 """
 _MARK_COPY: Final[LiteralString] = """
 INSERT INTO {state}.positions AS p
-       (source_id, log_id, position, structure, copy_log_id, copy_position, copy_structure)
-VALUES (%(source)s, '', 0, '', %(log_id)s, %(position)s, %(structure)s)
+       (source_id, log_id, position, structure, copy_log_id, copy_position, copy_structure, copy_whole)
+VALUES (%(source)s, '', 0, '', %(log_id)s, %(position)s, %(structure)s, %(whole)s)
 ON CONFLICT (source_id) DO UPDATE SET log_id = '', structure = '', epoch = p.epoch + 1,
     copy_log_id = EXCLUDED.copy_log_id, copy_position = EXCLUDED.copy_position,
-    copy_structure = EXCLUDED.copy_structure
+    copy_structure = EXCLUDED.copy_structure, copy_whole = EXCLUDED.copy_whole
 """
 _MOVE_COPY: Final[LiteralString] = """
 UPDATE {state}.positions SET copy_position = %s, copy_structure = %s, epoch = epoch + %s, applied = applied + %s,
@@ -62,11 +62,20 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class CopyMark:
-    """Where a log is to be applied from, once what was copied is there; `structure` as in `Position`."""
+    """Where a log is to be applied from, once what was copied is there.
+
+    Attributes
+    ----------
+    log_id, position, structure
+        As in `Position`.
+    whole
+        The entry up to which the copy has read whole what is entered as to be read whole.
+    """
 
     log_id: str
     position: int
     structure: str
+    whole: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +153,13 @@ def mark_copy(connection: psycopg.Connection, names: SchemaNames, source_id: int
     """Have nobody apply a source's changes, nor believe what is there of it, and note where its log goes on from."""
     connection.execute(
         names.format(_MARK_COPY),
-        {"source": source_id, "log_id": mark.log_id, "position": mark.position, "structure": mark.structure},
+        {
+            "source": source_id,
+            "log_id": mark.log_id,
+            "position": mark.position,
+            "structure": mark.structure,
+            "whole": mark.whole,
+        },
     )
 
 

@@ -137,6 +137,15 @@ class Ledger:
         """Have all streams of a dataset gone through again."""
         self.connection.execute(self.names.format(statements.REOPEN_STREAMS), (dataset_id,))
 
+    def mark_stale(self, dataset_ids: Sequence[int], stale: bool = True) -> None:
+        """Note that rows of datasets may be there whose records were gone before their log began; or that none are."""
+        self.connection.execute(self.names.format(statements.MARK_STALE), (stale, list(dataset_ids)))
+
+    def stale(self, source_id: int) -> frozenset[int]:
+        """Return the datasets of a source that are so marked."""
+        rows = self.connection.execute(self.names.format(statements.SELECT_STALE), (source_id,)).fetchall()
+        return frozenset(number for (number,) in rows)
+
     def chunks(self, stream: Stream) -> Iterator[Chunk]:
         """Return a stream's chunks, in order."""
         last = -1

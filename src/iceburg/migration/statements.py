@@ -43,6 +43,9 @@ REOPEN_STREAMS: Final[LiteralString] = """
 UPDATE {state}.streams SET done = FALSE, refreshing = TRUE WHERE dataset_id = %s
 """
 
+MARK_STALE: Final[LiteralString] = "UPDATE {state}.datasets SET stale = %s WHERE dataset_id = ANY(%s)"
+SELECT_STALE: Final[LiteralString] = "SELECT dataset_id FROM {state}.datasets WHERE source_id = %s AND stale"
+
 SELECT_CHUNKS: Final[LiteralString] = """
 SELECT chunk, last_key, rows, digest FROM {state}.chunks
 WHERE dataset_id = %s AND stream = %s AND chunk > %s ORDER BY chunk LIMIT 1000

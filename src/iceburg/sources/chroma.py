@@ -24,6 +24,7 @@ from iceburg.sources.chroma_database import ChromaDatabase, NoCatalogueError
 from iceburg.sources.chroma_loss import Loss, salvage_losses
 from iceburg.sources.chroma_orphan import OrphanReader, orphan_collections
 from iceburg.sources.chroma_reader import CollectionReader
+from iceburg.sources.pacing import Pacing
 
 __all__ = ["ChromaStore", "CollectionInfo", "CollectionReader", "Loss", "OrphanReader"]
 
@@ -43,6 +44,8 @@ class ChromaStore:
         What messages call it; its path by default.
     timeout
         Seconds to wait while another program holds the database locked.
+    pacing
+        What reads keep to; None: as fast as they can.
 
     Raises
     ------
@@ -52,7 +55,9 @@ class ChromaStore:
         Neither the database nor an index in the directory can be read.
     """
 
-    def __init__(self, path: Path, name: str | None = None, *, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self, path: Path, name: str | None = None, *, timeout: float = TIMEOUT, pacing: Pacing | None = None
+    ) -> None:
         self.path = path
         self.name = str(path) if name is None else name
         self._database: ChromaDatabase | None = None
@@ -60,7 +65,7 @@ class ChromaStore:
         if not path.is_dir():
             raise SourceError("there is no such directory", where=self.name)
         try:
-            self._database = ChromaDatabase(path / "chroma.sqlite3", self.name, timeout)
+            self._database = ChromaDatabase(path / "chroma.sqlite3", self.name, timeout, pacing)
         except NoCatalogueError as error:
             detail = "documents, metadata and the names of collections are lost; ids and vectors come from the indexes"
             self._losses.append(Loss("catalogue-gone", "", (), f"{error}: {detail}"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iceburg.errors import SourceBusyError, SourceError
 from iceburg.records import ChromaRecord
@@ -70,6 +70,8 @@ class CollectionChanges:
         All ids that are there, where only these tell what is gone; None where `gone` tells it.
     whole
         Whether `records` are all that there are, because the position says nothing of this collection.
+    total
+        How many records there are, if that was asked for.
     """
 
     collection: CollectionInfo
@@ -78,6 +80,7 @@ class CollectionChanges:
     gone: tuple[str, ...] = ()
     ids: frozenset[str] | None = None
     whole: bool = False
+    total: int | None = None
 
     @property
     def count(self) -> int:
@@ -109,7 +112,9 @@ def read_marks(store: ChromaStore) -> dict[str, CollectionMark]:
     return store.in_snapshot(work)
 
 
-def read_changes(store: ChromaStore, known: Mapping[str, CollectionMark], *, largest: int) -> list[CollectionChanges]:
+def read_changes(
+    store: ChromaStore, known: Mapping[str, CollectionMark], *, largest: int, count: bool = False
+) -> list[CollectionChanges]:
     """Return the changes of all collections since their marks, in one snapshot.
 
     Parameters
@@ -120,6 +125,8 @@ def read_changes(store: ChromaStore, known: Mapping[str, CollectionMark], *, lar
         Where each collection was, by its id; one that is not there is read whole.
     largest
         Records of one collection that are read at once.
+    count
+        Count all records, too.
 
     Raises
     ------
@@ -139,7 +146,8 @@ def read_changes(store: ChromaStore, known: Mapping[str, CollectionMark], *, lar
                 opened = store.reader(collection)
                 assert isinstance(opened, CollectionReader)  # noqa: S101 - an orphan is not in the catalogue
                 reader = readers[collection.id] = opened
-            found.append(_changes(connection, reader, known.get(collection.id), largest))
+            changes = _changes(connection, reader, known.get(collection.id), largest)
+            found.append(replace(changes, total=len(reader.ids(connection))) if count else changes)
         return found
 
     for attempt in range(_ATTEMPTS):

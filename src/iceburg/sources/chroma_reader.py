@@ -88,6 +88,8 @@ class CollectionReader:
         position = None if after is None else row_of(after)
         last = None if upto is None else row_of(upto)
         size = max(1, min(size, BATCH_BYTES // (4 * (self.collection.dimension or 1))))
+        if self._database.pacing is not None:
+            size = min(size, self._database.pacing.batch)
         done = False
         while not done:
             records, position, done = self._read(position, last, size)

@@ -17,6 +17,8 @@ from iceburg.sources.sqlite_header import HEADER_SIZE, header_problem
 
 CATALOGUE = "chroma.sqlite3"
 """The name that Chroma gives its SQLite file."""
+OWN_DIRECTORY = ".iceburg"
+"""Where, in a data directory, we keep what is ours."""
 
 _SQLITE_SUFFIXES = (".db", ".db3", ".sqlite", ".sqlite3")
 _JSONL_SUFFIXES = tuple(f"{suffix}{zipped}" for suffix in (".jsonl", ".ndjson", ".jsonlines") for zipped in ("", ".gz"))
@@ -46,8 +48,8 @@ def discover(
     """List the stores below a directory, sorted by name.
 
     A store that cannot be read, or a file or directory that may be one and cannot be looked into, is in the list with
-    its `problem`. Not looked into are directories behind symbolic links, ``.git`` and PostgreSQL data directories. Of
-    several names of one file (hard and symbolic links) the list has one.
+    its `problem`. Not looked into are directories behind symbolic links, ``.git``, ours and PostgreSQL data
+    directories. Of several names of one file (hard and symbolic links) the list has one.
 
     Parameters
     ----------
@@ -142,7 +144,9 @@ def _walk(root: Path, directory: Path) -> Iterator[_Found]:
         return
     # Neither question asks the file system about the entry itself, which a directory without x would refuse.
     directories = [
-        directory / entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != ".git"
+        directory / entry.name
+        for entry in entries
+        if entry.is_dir(follow_symlinks=False) and entry.name not in (".git", OWN_DIRECTORY)
     ]
     files = [directory / entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
     catalogue = directory / CATALOGUE
