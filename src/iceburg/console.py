@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from iceburg.database.embedded import ServerStatus
+from iceburg.follow_view import render_follow
 from iceburg.inspection_view import render_inspection
 from iceburg.log_view import Logs, render_logs
+from iceburg.migration.follow_report import FollowReport
 from iceburg.migration.inspection import Inspection
 from iceburg.migration.report import MigrationReport
 from iceburg.migration.status import Status
@@ -37,6 +39,7 @@ _NUMERIC: Final = frozenset(
         "copied",
         "tables",
         "new",
+        "applied",
         "entries",
         "last entry",
         "pending",
@@ -319,6 +322,11 @@ def show_inspection(inspection: Inspection) -> None:
 def show_logs(logs: Logs) -> None:
     """Print what was done to the change logs, or how they stand."""
     render_logs(_printer(), logs, _table)
+
+
+def show_follow(report: FollowReport) -> None:
+    """Print what a follower has done."""
+    render_follow(_printer(), report, _table)
 
 
 def server_document(status: ServerStatus) -> dict[str, Any]:

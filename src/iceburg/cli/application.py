@@ -118,11 +118,15 @@ def exits(command: Callable[P, int]) -> Callable[P, None]:
     return run
 
 
+_STOPPING: Final = "Stopping after this batch; press Ctrl-C again to stop at once.\n"
+
+
 class Stop:
     """Whether the user asked to stop: the first signal stops between batches, a second one at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.words = _STOPPING
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -137,15 +141,15 @@ class Stop:
             sys.stderr.flush()
             os._exit(128 + number)
         self.signal = number
-        sys.stderr.write("Stopping after this batch; press Ctrl-C again to stop at once.\n")
+        sys.stderr.write(self.words)
 
 
 _stop = Stop()
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    _stop.signal = None
+def stoppable(words: str = _STOPPING) -> Iterator[Stop]:
+    _stop.signal, _stop.words = None, words
     before = {number: signal.signal(number, _stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield _stop

@@ -43,7 +43,7 @@ from iceburg.database.quick_apply import QuickApply
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.database.sqlite_session import SqliteSession
-from iceburg.errors import SourceBusyError, TargetError
+from iceburg.errors import SourceBusyError, SourceError, TargetError
 from iceburg.records import Store
 from iceburg.sources.fingerprint import fingerprint
 
@@ -51,6 +51,8 @@ from iceburg.sources.fingerprint import fingerprint
 MAX_ROWS_READ_WHOLE: Final = 50_000
 _ATTEMPTS: Final = 5
 _PRUNE_STEP: Final = 1_000
+PRUNE_STEP: Final = _PRUNE_STEP
+"""Entries that are deleted from a log in one transaction."""
 # Entries that a write of one record may leave.
 _QUICK: Final = 6
 _WAIT: Final = "Wait for `migrate` to end."
@@ -193,7 +195,7 @@ class SqliteApplier:
             tables = change_log.table_names(file, self.store.name)
             rows = change_log.count_rows(file, tables, MAX_ROWS_READ_WHOLE + 1)
             if rows > MAX_ROWS_READ_WHOLE:
-                raise NotReadyError(
+                raise NeedsCopyError(
                     "PostgreSQL does not have it as it is now",
                     where=self.store.name,
                     hint="Run `iceburg-db migrate`; until then SQLite answers.",
@@ -489,8 +491,21 @@ class SqliteApplier:
         """Close the connections to the file."""
         self._session.close()
 
-    def prune(self, connection: psycopg.Connection) -> int:
-        """Delete entries that PostgreSQL has for good, in small steps; return how many."""
+    def look(self) -> tuple[int, str]:
+        """Return the number of the last entry, and what the structure is known by, in one short read.
+
+        Raises
+        ------
+        SourceError
+            The file cannot be read now, or its log was taken out.
+        """
+        state, version = self._state_and_version()
+        if state is None:
+            raise SourceError("its change log was taken out", where=self.store.name, hint="Run `migrate --live`.")
+        return state.last, version
+
+    def prune(self, connection: psycopg.Connection, *, steps: int | None = None) -> int:
+        """Delete entries that PostgreSQL has for good, in small steps, at most so many; return how many entries."""
         state = self._session_state()
         known = find_position(connection, self._names, self.store.name)
         if state is None or known is None:
@@ -501,7 +516,8 @@ class SqliteApplier:
             with self._session.writing() as file:
                 step = change_log.prune(file, through, _PRUNE_STEP)
             count += step
-            if step < _PRUNE_STEP:
+            steps = None if steps is None else steps - 1
+            if step < _PRUNE_STEP or steps == 0:
                 break
         return count
 

@@ -114,6 +114,17 @@ def read_lines(path: Path, start: int, end: int) -> tuple[list[Line], int]:
     return found, offset
 
 
+def read_rest(path: Path, start: int) -> Line | None:
+    """Return the unfinished last line, which begins at an offset; None if there is none."""
+    with path.open("rb") as file:
+        file.seek(start)
+        raw = file.read()
+    offset = start
+    if offset == 0 and raw.startswith(BOM):
+        raw, offset = raw[len(BOM) :], len(BOM)
+    return Line(offset, 0, raw, b"") if b"\n" not in raw and raw.strip(b" \t\r\n\x0b\x0c") else None
+
+
 def count_lines(path: Path, end: int) -> int:
     """Count the finished lines before an offset at which one ends; blank ones are left out."""
     count, offset, before = 0, 0, -1
@@ -280,14 +291,36 @@ class JsonlApplier:
                 self._at = replace(position, position=end)
                 return Applied(end, len(lines), settled=end >= state.end)
 
+    def take_in_rest(self, connection: psycopg.Connection) -> bool:
+        """Take in the unfinished last line of a file that rests, as `migrate` does; return whether there is one.
+
+        The position stays before it: once the line is finished it is applied in place of what was taken in here.
+        """
+        known = self.attach(connection)
+        with connection.transaction():
+            position = lock_position(connection, self._names, known.source_id)
+            state = jsonl_state(self.store.path)
+            if position is None or state is None or (position.log_id, position.position) != (state.log_id, state.end):
+                return False
+            rest = read_rest(self.store.path, state.end)
+            dataset = self._dataset(connection, position.source_id)
+            for statement in _TRIM:
+                connection.execute(
+                    self._names.format(statement), {"dataset": dataset.dataset_id, "end": position.position}
+                )
+            if rest is not None:
+                RecordWriter(connection, self._names, dataset).write([rest])
+            return rest is not None
+
     def account(self, connection: psycopg.Connection) -> None:
-        """Count both sides as of the position; see `Catalogue.set_counts`."""
+        """Count both sides as of the position, with what was taken in of the rest; see `Catalogue.set_counts`."""
+        rest = self.take_in_rest(connection)
         known = self.attach(connection)
         with connection.transaction():
             position = lock_position(connection, self._names, known.source_id)
             if position is not None:
                 dataset = self._dataset(connection, position.source_id)
-                lines = count_lines(self.store.path, position.position)
+                lines = count_lines(self.store.path, position.position) + rest
                 rows = dataset.target().count(connection)
                 Catalogue(connection, self._names).set_counts(dataset.dataset_id, lines, rows)
 
