@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from iceburg.database.embedded import ServerStatus
+from iceburg.final_view import render_final
 from iceburg.follow_view import render_follow
 from iceburg.inspection_view import render_inspection
 from iceburg.log_view import Logs, render_logs
+from iceburg.migration.final_report import FinalReport
 from iceburg.migration.follow_report import FollowReport
 from iceburg.migration.inspection import Inspection
 from iceburg.migration.report import MigrationReport
@@ -327,6 +329,11 @@ def show_logs(logs: Logs) -> None:
 def show_follow(report: FollowReport) -> None:
     """Print what a follower has done."""
     render_follow(_printer(), report, _table)
+
+
+def show_final(report: FinalReport) -> None:
+    """Print how the end of dual write went."""
+    render_final(_printer(), report, _table)
 
 
 def server_document(status: ServerStatus) -> dict[str, Any]:

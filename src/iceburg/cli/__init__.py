@@ -1,9 +1,9 @@
 """The command ``iceburg-db``: one function a command, no logic of its own."""
 
-from iceburg.cli import follow, log, migration, server, verification
+from iceburg.cli import finalize, follow, log, migration, server, verification
 from iceburg.cli.application import app
 
-__all__ = ["app", "follow", "log", "main", "migration", "server", "verification"]
+__all__ = ["app", "finalize", "follow", "log", "main", "migration", "server", "verification"]
 
 
 def main() -> None:

@@ -146,6 +146,12 @@ def structure_version(connection: sqlite3.Connection) -> str:
     return str(connection.execute("PRAGMA schema_version").fetchone()[0])
 
 
+def sequences(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return SQLite's AUTOINCREMENT counters, by table."""
+    found = connection.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'sqlite_sequence'").fetchone()
+    return {} if found is None else dict(connection.execute("SELECT name, seq FROM main.sqlite_sequence").fetchall())
+
+
 def tables_to_be_read_whole(connection: sqlite3.Connection, after: int) -> set[str]:
     """Return the tables that are entered as to be read whole after a position."""
     rows = connection.execute("SELECT DISTINCT tbl FROM _iceburg_changes WHERE op = 'r' AND seq > ?", (after,))

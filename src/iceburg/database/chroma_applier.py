@@ -166,6 +166,11 @@ class ChromaApplier:
         assert position is not None  # noqa: S101 - it was begun
         return position
 
+    def is_at(self, position: Position) -> bool:
+        """Whether a position is where the directory is."""
+        state = chroma_state(self.store)
+        return position.log_id == state.log_id and read_structure(position.structure)[1] == state.marks
+
     def arm(self) -> None:
         """Nothing to do: the directory has its queue."""
 

@@ -46,6 +46,14 @@ ON CONFLICT (source_id) DO UPDATE SET log_id = '', structure = '', epoch = p.epo
     copy_log_id = EXCLUDED.copy_log_id, copy_position = EXCLUDED.copy_position,
     copy_structure = EXCLUDED.copy_structure, copy_whole = EXCLUDED.copy_whole
 """
+# For good: no log has this name, and the position stays for what counts on from it.
+_CLOSE: Final[LiteralString] = """
+UPDATE {state}.positions SET log_id = %s, copy_log_id = NULL, copy_position = NULL, copy_structure = NULL,
+    copy_whole = NULL, epoch = epoch + 1 WHERE source_id = %s
+"""
+_RENAME_STRUCTURE: Final[LiteralString] = """
+UPDATE {state}.positions SET structure = %s WHERE source_id = %s AND structure = %s
+"""
 _MOVE_COPY: Final[LiteralString] = """
 UPDATE {state}.positions SET copy_position = %s, copy_structure = %s, epoch = epoch + %s, applied = applied + %s,
     applied_at = clock_timestamp() WHERE source_id = %s
@@ -170,6 +178,16 @@ def move_copy(
     connection.execute(
         names.format(_MOVE_COPY), (mark.position, mark.structure, int(redefined), applied, old.source_id)
     )
+
+
+def close_position(connection: psycopg.Connection, names: SchemaNames, source_id: int) -> None:
+    """Have a locked position never move again: its source is fenced, and applied to its end."""
+    connection.execute(names.format(_CLOSE), (CLOSED, source_id))
+
+
+def rename_structure(connection: psycopg.Connection, names: SchemaNames, source_id: int, old: str, new: str) -> None:
+    """Note that a structure is known by another name since triggers of ours were made, under the file's write lock."""
+    connection.execute(names.format(_RENAME_STRUCTURE), (new, source_id, old))
 
 
 def drop_position(connection: psycopg.Connection, names: SchemaNames, source_id: int) -> None:

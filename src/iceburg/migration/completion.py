@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import psycopg
 from psycopg import sql
 
+from iceburg.database.catalogue import Catalogue
 from iceburg.database.datasets import set_constraints_aside
 from iceburg.database.indexes import INDEXES, check_dimension, has_trigrams, vector_index
 from iceburg.database.jsonl_applier import JsonlApplier
@@ -23,7 +27,9 @@ def complete_stores(run: Run, workers: Workers, work: list[Work]) -> None:
     for item in work:
         if item.store.name not in run.problems:
             # What is followed has its constraints set aside: see `set_constraints_aside`.
-            _complete_tables(run, item, constraints=item.copied is None)
+            complete_tables(
+                run.connection, run.catalogue, item.source.source_id, item.sequences, constraints=item.copied is None
+            )
     _make_indexes(run, workers, work)
     end_load(run)
     for item in work:
@@ -49,23 +55,40 @@ def complete_stores(run: Run, workers: Workers, work: list[Work]) -> None:
                 set_position(run.connection, run.names, item.source.source_id, log.log_id, log.position, "")
 
 
-def _complete_tables(run: Run, item: Work, *, constraints: bool) -> None:
-    datasets = run.catalogue.datasets(item.source.source_id)
+def complete_tables(
+    connection: psycopg.Connection,
+    catalogue: Catalogue,
+    source_id: int,
+    sequences: Mapping[str, int | None],
+    *,
+    constraints: bool,
+) -> None:
+    """Make what the tables of a source lack that are migrated one to one, and note what could not be carried over.
+
+    Parameters
+    ----------
+    connection, catalogue, source_id
+        Which tables.
+    sequences
+        SQLite's AUTOINCREMENT counters, by table.
+    constraints
+        Whether unique constraints and foreign keys are made, too.
+    """
+    datasets = catalogue.datasets(source_id)
     tables = [dataset for dataset in datasets if dataset.definition["mapping"] == "table"]
     notes = {}
     for dataset in tables:
         # A run that was killed here has left some of them.
-        loosen(run.connection, dataset)
+        loosen(connection, dataset)
     for dataset in tables:
-        notes[dataset.dataset_id] = complete_table(
-            run.connection, dataset, item.sequences.get(dataset.definition["source_table"]), unique=constraints
-        )
+        sequence = sequences.get(dataset.definition["source_table"])
+        notes[dataset.dataset_id] = complete_table(connection, dataset, sequence, unique=constraints)
     for dataset in tables:
         found = notes[dataset.dataset_id]
         if constraints:
-            found = found + add_foreign_keys(run.connection, dataset, datasets)
+            found = found + add_foreign_keys(connection, dataset, datasets)
         hazards = [note for note in dataset.notes if note not in found and not _is_of_structure(note)]
-        run.catalogue.set_notes(dataset.dataset_id, hazards + found)
+        catalogue.set_notes(dataset.dataset_id, hazards + found)
 
 
 def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
