@@ -191,6 +191,11 @@ class JsonlApplier:
                 if start is None:
                     self._clear(connection, source, state)
                 set_position(connection, self._names, source.source_id, state.log_id, start or 0, "")
+                if not source.complete:
+                    # From here on the position says what of it is in PostgreSQL.
+                    Catalogue(connection, self._names).update_source(
+                        source.source_id, fingerprint=None, complete=True, problem=None
+                    )
         return find_position(connection, self._names, self.store.name)
 
     def arm(self) -> None:

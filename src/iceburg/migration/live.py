@@ -146,7 +146,7 @@ class LiveMigrator(Migrator):
                 restless = self._copy_all(workers, stores, work) if work else []
                 # What they know of the files is as of when they were opened.
                 stores.close()
-                restless += self._catch_up_all(connection)
+                restless += self._catch_up_all(connection, {store.name for store in restless})
                 fresh = self._new_stores()
                 if not restless and not fresh:
                     break
@@ -230,11 +230,13 @@ class LiveMigrator(Migrator):
             if store.name not in self._run.problems and (applier := self._appliers.get(store.name)) is not None
         ]
 
-    def _catch_up_all(self, connection: psycopg.Connection) -> list[Store]:
-        """Apply what was written meanwhile; return the stores of which too much has to be copied for that."""
+    def _catch_up_all(self, connection: psycopg.Connection, but: set[str]) -> list[Store]:
+        """Apply what was written meanwhile to all `but` some; return those of which a part has to be copied first."""
         self._listener.phase("catching up with what was written meanwhile")
         copied_again = []
         for store, applier in self._followed():
+            if store.name in but:
+                continue
             try:
                 self._catch_up(connection, store, applier)
             except NeedsCopyError:

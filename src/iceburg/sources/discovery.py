@@ -21,7 +21,8 @@ OWN_DIRECTORY = ".iceburg"
 """Where, in a data directory, we keep what is ours."""
 
 _SQLITE_SUFFIXES = (".db", ".db3", ".sqlite", ".sqlite3")
-_JSONL_SUFFIXES = tuple(f"{suffix}{zipped}" for suffix in (".jsonl", ".ndjson", ".jsonlines") for zipped in ("", ".gz"))
+# Also under the names that rotation gives, such as events.jsonl.1 and events.jsonl-20260102.gz.
+_JSONL_NAME = re.compile(r"(?P<stem>.*)\.(jsonl|ndjson|jsonlines)([.-]\d[\d.-]*)?(\.gz)?", re.IGNORECASE | re.DOTALL)
 # What hnswlib and Chroma write into the directory of a segment.
 _INDEX_FILES = frozenset({"header.bin", "data_level0.bin", "length.bin", "link_lists.bin", "index_metadata.pickle"})
 _UNKNOWN = "what it holds is not known"
@@ -84,6 +85,12 @@ def discover(
         if (not narrowed or matches(store.name, wanted[store.kind])) and not matches(store.name, exclude)
     ]
     return sorted(map(_sayable, stores), key=lambda store: store.name)
+
+
+def jsonl_stem(name: str) -> str:
+    """Return the stem of a JSONL file's name: events for events.jsonl, events.jsonl.gz and events.jsonl.1."""
+    found = _JSONL_NAME.fullmatch(name)
+    return name if found is None else found["stem"]
 
 
 def _sayable(store: Store) -> Store:
@@ -167,7 +174,7 @@ def _file(root: Path, path: Path) -> Iterator[_Found]:
     name = path.relative_to(root).as_posix()
     lower = path.name.lower()
     suffixed = lower.endswith(_SQLITE_SUFFIXES)
-    kind: StoreKind = "jsonl" if lower.endswith(_JSONL_SUFFIXES) else "sqlite"
+    kind: StoreKind = "jsonl" if _JSONL_NAME.fullmatch(path.name) else "sqlite"
     try:
         real = path.resolve(strict=True)
         identity = _identity(real)
