@@ -62,6 +62,17 @@ class Listener:
             self._on_advance(event)
 
 
+def meanwhile(*steps: Callable[[], Any]) -> Listener:
+    """Hear of the batches, and do a step after each while there are any."""
+    left = list(steps)
+
+    def work(_event: object) -> None:
+        if left:
+            left.pop(0)()
+
+    return Listener(work)
+
+
 def migrate(
     dsn: str,
     data_dir: Path,

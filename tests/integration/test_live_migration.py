@@ -29,6 +29,7 @@ from tests.support import (
     assert_identical,
     change,
     lines,
+    meanwhile,
     migrate,
     migrate_fully,
     migrate_live,
@@ -68,17 +69,6 @@ def data(tmp_path: Path) -> Path:
 
 def is_long(seen: list[object], length: int) -> bool:
     return len(seen) >= length
-
-
-def meanwhile(*steps: Callable[[], Any]) -> Listener:
-    """Hear of the batches, and do a step after each while there are any."""
-    left = list(steps)
-
-    def work(_event: object) -> None:
-        if left:
-            left.pop(0)()
-
-    return Listener(work)
 
 
 def assert_in_step(dsn: str, data_dir: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from iceburg.errors import UsageError
-from iceburg.sources.discovery import OWN_DIRECTORY, discover, jsonl_stem
+from iceburg.sources.discovery import OWN_DIRECTORY, discover, jsonl_stem, matches
 from iceburg.sources.recognise import CHROMA_TABLES, is_jsonl
 
 SEGMENT = "7ee3d53b-8c9e-4c1c-9d2d-8d1d6a4f9a01"
