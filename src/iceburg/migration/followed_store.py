@@ -89,7 +89,7 @@ class FollowedStore:
         """Close its files."""
         if self.applier is not None:
             self.applier.close()
-        self._opened = False
+        self.applier, self._opened = None, False
 
     def forget(self) -> None:
         """Look at everything again: PostgreSQL may have lost what it had."""

@@ -65,7 +65,7 @@ class WriterProbe:
         connection = self._connections.get(store.name)
         if connection is None:
             uri = f"file://{quote(str(store.path))}?mode=rw"
-            connection = sqlite3.connect(uri, uri=True, timeout=_LONGEST, isolation_level=None)
+            connection = sqlite3.connect(uri, uri=True, timeout=_LONGEST, isolation_level=None, check_same_thread=False)
             self._connections[store.name] = connection
         began = time.monotonic()
         try:
