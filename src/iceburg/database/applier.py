@@ -43,7 +43,7 @@ from iceburg.database.quick_apply import QuickApply
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.database.sqlite_session import SqliteSession
-from iceburg.errors import SourceBusyError, SourceError, TargetError
+from iceburg.errors import SourceBusyError, TargetError
 from iceburg.records import Store
 from iceburg.sources.fingerprint import fingerprint
 
@@ -496,12 +496,14 @@ class SqliteApplier:
 
         Raises
         ------
+        NotReadyError
+            It has no log: it is another file, or the log was taken out.
         SourceError
-            The file cannot be read now, or its log was taken out.
+            It cannot be read now.
         """
         state, version = self._state_and_version()
         if state is None:
-            raise SourceError("its change log was taken out", where=self.store.name, hint="Run `migrate --live`.")
+            raise NotReadyError("it has no change log", where=self.store.name, hint="Run `iceburg-db migrate --live`.")
         return state.last, version
 
     def prune(self, connection: psycopg.Connection, *, steps: int | None = None) -> int:

@@ -313,6 +313,10 @@ class Follower:
         """Have a store copied beside the others; one at a time."""
         if self._copying is not None or time.monotonic() < self._copy_at:
             return
+        self._see_phase()
+        if self._ended:
+            # Such as logs that were taken out because nobody is to follow any more.
+            return
         followed.close()
         self._copying = _Copying(
             self._target, self._data_dir, followed.store, self._names, self._limit, self._max_rate, self._stopping
@@ -393,6 +397,10 @@ class Follower:
             lag=status.lag_seconds,
             rate=status.rate,
         )
+        self._see_phase()
+
+    def _see_phase(self) -> None:
+        assert self._connection is not None  # noqa: S101 - called with one
         phase = read_phase(self._connection, self._names).phase
         if phase not in (Phase.FOLLOWING, Phase.DUAL):
             self._ended = f"the installation is in phase {phase}"
