@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,13 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FilePace, "_share_now", lambda self, now: 1.0)
 
 
+@pytest.fixture(scope="module")
+def chroma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack("following", tmp_path_factory.mktemp("following")) / "1.5.9" / "06"
+
+
 @pytest.fixture
-def data(tmp_path: Path, database: str) -> Path:
+def data(tmp_path: Path, database: str, chroma: Path) -> Path:
     """An installation in phase dual: the layer's stores, a file of other tables, and a Chroma directory."""
     with layer(tmp_path, database, flag=False) as unified:
         unified.conversations.save("first", "q", "a")
@@ -60,9 +65,8 @@ def data(tmp_path: Path, database: str) -> Path:
         "INSERT INTO parent (u) VALUES ('x'), ('y'), ('gone'); DELETE FROM parent WHERE u = 'gone';"
         "INSERT INTO child VALUES (1); INSERT INTO keyless VALUES (1), (1)",
     )
-    shutil.copytree(unpack("following", tmp_path / "unpacked") / "1.5.9" / "06", tmp_path / "chroma")
-    shutil.rmtree(tmp_path / "unpacked")
-    report = migrate_live(database, tmp_path)
+    shutil.copytree(chroma, tmp_path / "chroma")
+    report = migrate_live(database, tmp_path, vector_index="none")
     assert (report.status, report.problems) == ("complete", ())
     with connect(database, autocommit=True) as connection:
         move_phase(connection, NAMES, Phase.DUAL, by="cutover", reason="tried")
@@ -146,6 +150,7 @@ def assert_closed(data_dir: Path, dsn: str) -> None:
 
 def test_the_way_to_the_end(data: Path, database: str) -> None:
     report = finalize(database, data)
+    json.dumps(report.to_json())
     assert report.status == "finalized"
     assert report.problems == ()
     assert report.fenced_seconds is not None
@@ -192,29 +197,31 @@ def test_the_archive_has_the_files_as_the_application_knew_them(data: Path, data
 # What has to hold
 
 
-@pytest.mark.parametrize(
-    ("spoil", "condition"),
-    [
-        (lambda data, dsn: None, "the flag has been on"),
-        (lambda data, dsn: change(data / "new.db", "CREATE TABLE t (a)"), "stores that are not in PostgreSQL"),
-        (lambda data, dsn: (data / "other.db").unlink(), "stores that are in PostgreSQL and not there"),
-        (
-            lambda data, dsn: run_sql(dsn, "UPDATE iceburg_migration.positions SET log_id = '' WHERE source_id = 1"),
-            "stores that are not in step",
-        ),
-        (lambda data, dsn: run_sql(dsn, "UPDATE other.parent SET u = 'changed'"), "both sides compared"),
-    ],
-    ids=["too early", "a new store", "a store that is gone", "being copied", "different"],
-)
-def test_if_anything_does_not_hold_nothing_is_done(
-    data: Path, database: str, spoil: Callable[[Path, str], Any], condition: str
-) -> None:
-    spoil(data, database)
-    report = finalize(database, data, hours=48.0 if condition == "the flag has been on" else 0.0)
-    assert report.status == "refused"
-    assert [c.condition for c in report.conditions if not c.holds] == [condition]
+def test_if_anything_does_not_hold_nothing_is_done(data: Path, database: str) -> None:
+    def refused(**options: Any) -> list[str]:
+        report = finalize(database, data, **options)
+        assert report.status == "refused"
+        assert phase_of(database) is Phase.DUAL
+        assert read_marker(data) is None
+        return [condition.condition for condition in report.conditions if not condition.holds]
+
+    assert refused(hours=48.0) == ["the flag has been on"]
+    change(data / "new.db", "CREATE TABLE t (a)")
+    assert refused() == ["stores that are not in PostgreSQL"]
+    (data / "new.db").unlink()
+    (data / "other.db").rename(data.parent / f"{data.name}.db")
+    assert refused() == ["stores that are in PostgreSQL and not there"]
+    (data.parent / f"{data.name}.db").rename(data / "other.db")
+    (log_id,) = rows(database, "SELECT log_id FROM iceburg_migration.positions WHERE source_id = 1")
+    run_sql(database, "UPDATE iceburg_migration.positions SET log_id = '' WHERE source_id = 1")
+    assert refused() == ["stores that are not in step"]
+    run_sql(database, "UPDATE iceburg_migration.positions SET log_id = %s WHERE source_id = 1", log_id)
+    run_sql(database, "UPDATE other.parent SET u = u || 'changed'")
+    assert refused() == ["both sides compared"]
+    run_sql(database, "UPDATE other.parent SET u = replace(u, 'changed', '')")
+    assert finalizer_of(database, data).run(dry_run=True).status == "ready"
+    assert_open(data)
     assert phase_of(database) is Phase.DUAL
-    assert read_marker(data) is None
 
 
 def test_the_monitor_is_asked(data: Path, database: str) -> None:
@@ -222,13 +229,6 @@ def test_the_monitor_is_asked(data: Path, database: str) -> None:
     assert report.status == "refused"
     (broken,) = (c for c in report.conditions if not c.holds)
     assert (broken.condition, broken.found) == ("the monitor's verdict", "p95 was 12 % too long")
-
-
-def test_a_dry_run_changes_nothing(data: Path, database: str) -> None:
-    report = finalizer_of(database, data).run(dry_run=True)
-    assert report.status == "ready"
-    assert_open(data)
-    assert phase_of(database) is Phase.DUAL
 
 
 def test_only_from_phase_dual(data: Path, database: str) -> None:
@@ -417,39 +417,46 @@ STEPS: dict[str, tuple[Any, str, int]] = {
     "before the archive": (finalizer, "archive_stores", 1),
     "within the archive": (archive, "_finish", 3),
 }
+AFTER_THE_COMMIT = ("after the phase", "before the constraints", "before the archive", "within the archive")
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_run_that_was_killed_is_continued(
-    data: Path, database: str, monkeypatch: pytest.MonkeyPatch, step: str
+def test_a_run_that_was_killed_is_continued_wherever_that_was(
+    data: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, name, time_of = STEPS[step]
-    original, calls = getattr(module, name), list[int]()
-
-    def kill(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == time_of:
-            raise Killed
-        return original(*args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module, name, kill)
-        patched.setattr(Finalizer, "_take_back_unless_committed", lambda self, stores: None)
-        if module is fence:
-            patched.setattr(fence, "unfence_lines", lambda path: False)
-        with pytest.raises(Killed):
-            finalize(database, data)
-    committed = step in ("after the phase", "before the constraints", "before the archive", "within the archive")
-    assert (phase_of(database) is Phase.FINALIZED) == committed
-    if committed:
-        # A process asks PostgreSQL where the marker does not say so yet.
-        with layer(data, database) as unified:
-            unified.matrix.put(Entity("between", "Between", "person"))
-            assert unified.mode == "postgres"
+    """Each run is killed at another step, and finds what the one before has left."""
+    for step, (module, name, how_often) in STEPS.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, killing(getattr(module, name), how_often))
+            patched.setattr(Finalizer, "_take_back_unless_committed", lambda self, stores: None)
+            if module is fence:
+                patched.setattr(fence, "unfence_lines", lambda path: False)
+            with pytest.raises(Killed):
+                finalize(database, data)
+        committed = step in AFTER_THE_COMMIT
+        assert (phase_of(database) is Phase.FINALIZED) == committed, step
+        if step == "after the phase":
+            # A process asks PostgreSQL where the marker does not say so yet.
+            with layer(data, database) as unified:
+                unified.matrix.put(Entity("between", "Between", "person"))
+                assert unified.mode == "postgres"
     report = finalize(database, data)
     assert report.status == "finalized"
     assert report.problems == ()
     assert_closed(data, database)
+    assert rows(database, "SELECT count(*) FROM matrix_entities") == [(2,)]
+
+
+def killing(function: Any, how_often: int) -> Any:
+    """Have a function end the process when it is called for the so-manyth time."""
+    calls: list[int] = []
+
+    def kill(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == how_often:
+            raise Killed
+        return function(*args, **kwargs)
+
+    return kill
 
 
 def test_what_is_left_can_be_taken_back(data: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,7 +504,3 @@ def test_a_fence_that_nobody_knows_of_is_an_error(data: Path, database: str) -> 
         connection.execute("COMMIT")
     with layer(data, database) as unified, pytest.raises(FencedError, match="is closed since then"):
         unified.matrix.put(Entity("a", "A", "person"))
-
-
-def test_the_report_can_be_printed(data: Path, database: str) -> None:
-    json.dumps(finalize(database, data).to_json())

@@ -13,6 +13,7 @@ from typing import Final
 import psycopg
 
 from iceburg.database.applier import Applied, SqliteApplier
+from iceburg.database.catalogue import Catalogue
 from iceburg.database.jsonl_applier import JsonlApplier, jsonl_state
 from iceburg.database.positions import BEING_MIGRATED, find_position
 from iceburg.database.schema import SchemaNames
@@ -69,7 +70,6 @@ class FollowedStore:
         self._looked = self._asked = self._retry_at = time.monotonic()
         self._retry_after = _FIRST_RETRY
         self._known: tuple[int, str] | None = None
-        self._resting: str | None = None
         self._rest_seen: tuple[int, float] | None = None
         self._unsettled = True
 
@@ -211,12 +211,11 @@ class FollowedStore:
             applier.take_in_rest(connection)
             self._rest_seen = size, -1.0
 
-    def has_changed_at_rest(self) -> bool:
-        """Whether a store without a log has changed since this was asked last; asked for real from time to time."""
-        found = fingerprint(self.store)
-        before, self._resting = self._resting, found
+    def is_as_it_was(self, connection: psycopg.Connection) -> bool:
+        """Whether a store without a log is still as it was when it was copied; asked for real from time to time."""
         self._retry_at = time.monotonic() + _LOOK_AT_RESTING_EVERY
-        return before is not None and before != found
+        source = Catalogue(connection, self._names).source(self.store.name, self.store.kind)
+        return source.complete and source.fingerprint == fingerprint(self.store)
 
     # Failing
 

@@ -256,7 +256,7 @@ class Follower:
         since, began = followed.waiting_since, time.monotonic()
         try:
             applied = followed.apply(connection)
-            if followed.applier is None and (self._is_new(connection, followed) or followed.has_changed_at_rest()):
+            if followed.applier is None and not followed.is_as_it_was(connection):
                 self._copy(followed)
                 return False
         except NeedsCopyError:
@@ -285,12 +285,6 @@ class Follower:
             if self._max_rate is not None:
                 self._rest_until = began + applied.changes / self._max_rate
         return applied is None or applied.settled
-
-    def _is_new(self, connection: psycopg.Connection, followed: FollowedStore) -> bool:
-        row = connection.execute(
-            self._names.format("SELECT complete FROM {state}.sources WHERE name = %s"), (followed.store.name,)
-        ).fetchone()
-        return row is None or not row[0]
 
     def _prune(self) -> bool:
         """Delete what is applied from the logs, a step of each; return whether there is more."""
