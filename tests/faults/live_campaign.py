@@ -26,6 +26,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from psycopg.conninfo import make_conninfo
 
 from iceburg.database.connection import connect
@@ -82,6 +83,8 @@ class World:
             subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.live_writers", str(self.data), str(self.told), str(n), kind],
                 env=variables,
+                # What the layer says of a PostgreSQL that is killed again and again.
+                stderr=(self.told / f"words{n}.txt").open("w"),
             )
             for n, kind in enumerate(kinds)
         ]
@@ -202,6 +205,9 @@ class World:
                 self.run("check", good=(0, 1))
                 self.turn(True)
                 self.let_run()
+                # From now on no new files are made: what is not there yet cannot be fenced.
+                (self.told / "closing").touch()
+                time.sleep(1)
                 began = time.monotonic()
                 self.run("finalize", "--after", "0", kills=3, within=12.0)
                 self.counts["seconds of finalize"] = round(time.monotonic() - began)
@@ -348,7 +354,7 @@ def main() -> int:
         try:
             world = World(folder, server, seed, pythons[seed // 2 % len(pythons)], given.seconds)
             world.go()
-        except (AssertionError, subprocess.TimeoutExpired) as error:
+        except (AssertionError, subprocess.TimeoutExpired, psycopg.Error, sqlite3.Error) as error:
             failed += 1
             say(f"seed {seed}: FAILED: {str(error)[:3000]} {dict(world.counts) if world else ''} {folder}")
             if given.keep:

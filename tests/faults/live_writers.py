@@ -231,9 +231,12 @@ class Writer:
 
     def own_event(self) -> list[tuple[str, Any, Any]]:
         """Append to a file of this process, which is rotated now and then, or begun under a new name."""
+        closing = (self.stop.parent / "closing").exists()
         name, mark = f"events/run{self.number}-{self.n // 400}.jsonl", f"{self.number}/own/{self.n}"
         path = self.data / name
-        if self.n % 150 == 0 and path.is_file():
+        if closing and not path.exists():
+            return []
+        if self.n % 150 == 0 and path.is_file() and not closing:
             path.rename(path.with_name(f"{path.name}.{self.n}"))
         self.append(name, {"event_type": "own", "timestamp": time.time(), "mark": mark})
         return [("event", mark, True)]
@@ -243,7 +246,7 @@ class Writer:
         if self.number != 0 or self.random.random() > 0.15:
             return []
         what = self.random.randrange(4)
-        if what == 0:
+        if what == 0 and not (self.stop.parent / "closing").exists():
             self.sqlite("other.db", ("CREATE TABLE IF NOT EXISTS late (k TEXT PRIMARY KEY, v TEXT)", ()))
             self.sqlite("other.db", ("INSERT OR REPLACE INTO late VALUES ('p0', ?)", (f"v{self.n}",)))
             return [("late", "p0", f"v{self.n}")]
@@ -257,6 +260,8 @@ class Writer:
                 if len(columns) < 12:
                     connection.execute(f"ALTER TABLE research ADD COLUMN more{len(columns)} TEXT DEFAULT 'm'")
             return []
+        if (self.stop.parent / "closing").exists():
+            return []  # nobody can fence a file that is not there yet
         name = f"sub/new{self.n // 300}.db"
         (self.data / "sub").mkdir(exist_ok=True)
         self.sqlite(name, ("CREATE TABLE IF NOT EXISTS items (k TEXT PRIMARY KEY, v TEXT)", ()))

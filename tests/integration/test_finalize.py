@@ -224,6 +224,20 @@ def test_if_anything_does_not_hold_nothing_is_done(data: Path, database: str) ->
     assert phase_of(database) is Phase.DUAL
 
 
+def test_a_store_that_turns_up_at_the_last_moment_is_not_left_behind(
+    data: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fence_and_make(*args: Any) -> None:
+        fence.fence_tables(*args)
+        change(data / "late.db", "CREATE TABLE IF NOT EXISTS t (a)")
+
+    monkeypatch.setattr(finalizer, "fence_tables", fence_and_make)
+    with pytest.raises(SourceError, match=r"late\.db: has turned up meanwhile"):
+        finalize(database, data)
+    assert_open(data)
+    assert phase_of(database) is Phase.DUAL
+
+
 def test_the_monitor_is_asked(data: Path, database: str) -> None:
     report = finalize(database, data, ask_monitor=lambda connection, names: Verdict(False, "p95 was 12 % too long"))
     assert report.status == "refused"

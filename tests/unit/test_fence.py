@@ -28,6 +28,7 @@ from iceburg.database.handover import Handover, marker_path, read_marker, remove
 from iceburg.database.jsonl_telemetry import JsonlTelemetry
 from iceburg.database.sqlite_session import SqliteSession
 from iceburg.errors import FencedError, SourceBusyError
+from iceburg.sources.discovery import CLOSED_NOTE, discover
 from tests.fixtures.chroma.unpack import unpack
 from tests.support import change, lines
 
@@ -148,7 +149,7 @@ def log(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     if request.param == "in two steps":
         monkeypatch.setattr(fence, "_exchange_at_once", lambda one, other: False)
     path = tmp_path / "events.jsonl"
-    path.write_bytes(lines('{"a": 1}'))
+    path.write_bytes(lines(*['{"a": 1}'] * 30))
     return path
 
 
@@ -158,10 +159,11 @@ def test_nobody_appends_to_a_fenced_file(log: Path) -> None:
     for mode in ("a", "w", "r", "x"):
         with pytest.raises((IsADirectoryError, FileExistsError)):
             log.open(mode)
-    assert closed_path(log).read_bytes() == lines('{"a": 1}')
-    assert SINCE in (log / fence.NOTE).read_text()
+    assert closed_path(log).read_bytes() == lines(*['{"a": 1}'] * 30)
+    assert SINCE in (log / CLOSED_NOTE).read_text()
+    assert discover(log.parent) == []
     assert unfence_lines(log)
-    assert log.read_bytes() == lines('{"a": 1}')
+    assert log.read_bytes() == lines(*['{"a": 1}'] * 30)
     assert list(log.parent.iterdir()) == [log]
     assert not unfence_lines(log)
 
@@ -201,7 +203,7 @@ def test_a_program_that_keeps_the_file_open_is_named(log: Path) -> None:
         writer.stdout.readline()
         with pytest.raises(SourceBusyError, match=f"open for writing by process {writer.pid} "):
             fence_lines(log, SINCE, patience=0.2)
-        assert log.read_bytes() == lines('{"a": 1}')
+        assert log.read_bytes() == lines(*['{"a": 1}'] * 30)
         assert not is_fenced_file(log)
         writer.communicate()
     fence_lines(log, SINCE, patience=5)
@@ -218,7 +220,7 @@ def test_a_line_that_is_on_its_way_is_waited_for(log: Path) -> None:
         ending.start()
         fence_lines(log, SINCE, patience=5)
         ending.join()
-    assert closed_path(log).read_bytes() == lines('{"a": 1}', '{"late": 1}')
+    assert closed_path(log).read_bytes() == lines(*['{"a": 1}'] * 30, '{"late": 1}')
 
 
 def test_the_layer_knows_a_fenced_log(log: Path) -> None:

@@ -29,13 +29,8 @@ from typing import Final
 from iceburg.database import change_log
 from iceburg.database.sqlite_failures import FENCED
 from iceburg.errors import SourceBusyError, SourceError
+from iceburg.sources.discovery import CLOSED_NOTE, CLOSED_SUFFIX
 from iceburg.sources.sqlite_sql import quote
-
-NOTE: Final = "CLOSED.txt"
-"""The file, in the directory that stands in a JSONL file's place, that says why."""
-
-SUFFIX: Final = ".closed"
-"""What the name of a JSONL file ends with once it is fenced."""
 
 _TRIGGER: Final = "_iceburg_fence_"
 _TABLE: Final = "_iceburg_fence"
@@ -114,12 +109,12 @@ def is_fenced(connection: sqlite3.Connection) -> bool:
 
 def closed_path(path: Path) -> Path:
     """Return where a JSONL file is once it is fenced."""
-    return path.with_name(path.name + SUFFIX)
+    return path.with_name(path.name + CLOSED_SUFFIX)
 
 
 def is_fenced_file(path: Path) -> bool:
     """Whether there is a fence in the place of a JSONL file."""
-    return (path / NOTE).is_file()
+    return (path / CLOSED_NOTE).is_file()
 
 
 def fence_lines(path: Path, since: str, *, patience: float) -> None:
@@ -167,7 +162,7 @@ def unfence_lines(path: Path) -> bool:
         _exchange(path, closed)
     if not is_fenced_file(closed):
         return False
-    (closed / NOTE).unlink()
+    (closed / CLOSED_NOTE).unlink()
     closed.rmdir()
     return True
 
@@ -176,7 +171,7 @@ def _make_note(directory: Path, since: str) -> None:
     if is_fenced_file(directory):
         return
     directory.mkdir()
-    (directory / NOTE).write_text(message(since).removeprefix(FENCED) + "\n", "utf-8")
+    (directory / CLOSED_NOTE).write_text(message(since).removeprefix(FENCED) + "\n", "utf-8")
 
 
 def _lock(file: int, path: Path, deadline: float) -> None:
@@ -238,7 +233,7 @@ def _wait_for_writers(file: int, closed: Path, deadline: float) -> None:
             who = ", ".join(_writers(file)) or "another program"
             raise SourceBusyError(
                 f"is kept open for writing by {who}",
-                where=str(closed).removesuffix(SUFFIX),
+                where=str(closed).removesuffix(CLOSED_SUFFIX),
                 hint="Stop it, or have it open the file for each line. Nothing was changed.",
             )
         time.sleep(_POLL)

@@ -269,6 +269,7 @@ class Finalizer:
                 write_marker(self._data_dir, "closing", self._since, [store.name for store in stores])
                 for store in others:
                     self._fence(applying, store)
+                self._refuse_late_stores(stores)
                 self._commit(connection, applying, stores, appliers, conditions)
                 fenced = time.monotonic() - began
             except BaseException:
@@ -276,6 +277,16 @@ class Finalizer:
                 raise
             write_marker(self._data_dir, "finalized", self._since, [store.name for store in stores])
         return fenced
+
+    def _refuse_late_stores(self, stores: Sequence[Store]) -> None:
+        """Refuse to go on if a store has been made meanwhile, which nobody has fenced."""
+        late = {store.name for store in self._rediscover()} - {store.name for store in stores}
+        if late:
+            raise SourceError(
+                "has turned up meanwhile",
+                where=", ".join(sorted(late)),
+                hint="Nothing was changed. Run `iceburg-db finalize` again once it is followed.",
+            )
 
     def _fence(self, applying: psycopg.Connection, store: Store) -> None:
         if store.kind == "jsonl":

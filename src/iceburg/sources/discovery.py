@@ -19,6 +19,10 @@ CATALOGUE = "chroma.sqlite3"
 """The name that Chroma gives its SQLite file."""
 OWN_DIRECTORY = ".iceburg"
 """Where, in a data directory, we keep what is ours."""
+CLOSED_SUFFIX = ".closed"
+"""What the name of a JSONL file ends with once it is fenced; in its place is a directory then."""
+CLOSED_NOTE = "CLOSED.txt"
+"""The file in that directory, which says why."""
 
 _SQLITE_SUFFIXES = (".db", ".db3", ".sqlite", ".sqlite3")
 # Also under the names that rotation gives, such as events.jsonl.1 and events.jsonl-20260102.gz.
@@ -50,7 +54,8 @@ def discover(
 
     A store that cannot be read, or a file or directory that may be one and cannot be looked into, is in the list with
     its `problem`. Not looked into are directories behind symbolic links, ``.git``, ours and PostgreSQL data
-    directories. Of several names of one file (hard and symbolic links) the list has one.
+    directories; files that are fenced are left out. Of several names of one file (hard and symbolic links) the list has
+    one.
 
     Parameters
     ----------
@@ -156,6 +161,7 @@ def _walk(root: Path, directory: Path) -> Iterator[_Found]:
         if entry.is_dir(follow_symlinks=False) and entry.name not in (".git", OWN_DIRECTORY)
     ]
     files = [directory / entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+    files = [path for path in files if not _is_closed(path)]
     catalogue = directory / CATALOGUE
     found = [item for file in files if file != catalogue for item in _file(root, file)]
     if catalogue in files:
@@ -216,6 +222,13 @@ def _access_problem(path: Path) -> str | None:
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror or error}"
     return None
+
+
+def _is_closed(path: Path) -> bool:
+    return (
+        path.name.endswith(CLOSED_SUFFIX)
+        and (path.with_name(path.name.removesuffix(CLOSED_SUFFIX)) / CLOSED_NOTE).is_file()
+    )
 
 
 def _is_segment(directory: Path) -> bool:
