@@ -209,7 +209,7 @@ class World:
                 (self.told / "closing").touch()
                 time.sleep(1)
                 began = time.monotonic()
-                self.run("finalize", "--after", "0", kills=3, within=12.0)
+                self.run("finalize", "--after", "0", kills=3, within=4.0)
                 self.counts["seconds of finalize"] = round(time.monotonic() - began)
                 time.sleep(2)
         self.look_for_everything()
