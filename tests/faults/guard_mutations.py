@@ -92,11 +92,9 @@ MUTATIONS = (
     Mutation(
         "entries and rows are read in one read transaction",
         "applier.py",
-        "            changed = read_changed(file, tables, change_log.pending(file, position.position), "
-        "position.position, anew)",
-        "            entries = change_log.pending(file, position.position)\n"
+        "            changed = read_changed(file, tables, entries, position.position, anew)\n",
         "        with self._session.reading() as file:\n"
-        "            changed = read_changed(file, tables, entries, position.position, anew)",
+        "            changed = read_changed(file, tables, entries, position.position, anew)\n",
     ),
     Mutation(
         "rows and position are committed together",

@@ -161,7 +161,7 @@ def read_changed(
             continue
         if change.op == "r":
             found.whole.add(change.table)
-        else:
+        elif change.op == "t":
             touched.setdefault(change.table, {})[change.key] = None
     encoding = text_encoding(connection)
     for name in sorted(found.whole):

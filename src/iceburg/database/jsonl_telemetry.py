@@ -14,10 +14,11 @@ from typing import Any, Final, Literal, TypeAlias
 
 from iceburg.database import fork_guard
 from iceburg.database.arguments import limited
+from iceburg.database.fence import is_fenced_file
 from iceburg.database.protocol import Aggregate, Event
 from iceburg.database.telemetry_events import aggregates, event_of, line_of, stem_of, time_bound, type_bound
 from iceburg.database.telemetry_index import TelemetryIndex
-from iceburg.errors import SourceBusyError, SourceError, UsageError
+from iceburg.errors import FencedError, SourceBusyError, SourceError, UsageError
 from iceburg.sources.jsonl import GZIP_MAGIC
 
 Companion: TypeAlias = Callable[[], Callable[[bool], None] | None]
@@ -116,6 +117,8 @@ class JsonlTelemetry:
         flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
         try:
             return os.open(self._path, flags)
+        except IsADirectoryError:
+            raise self._fenced_or_directory() from None
         except FileNotFoundError:
             new = [parent for parent in self._path.parents if not parent.exists()]
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +126,15 @@ class JsonlTelemetry:
             for directory in (self._path.parent, *(parent.parent for parent in new)):
                 _sync_directory(directory)
             return file
+
+    def _fenced_or_directory(self) -> SourceError:
+        if is_fenced_file(self._path):
+            return FencedError(
+                "is closed: its events are in PostgreSQL, which alone is written now",
+                where=str(self._path),
+                hint="Nothing was written to the file.",
+            )
+        return SourceError("is a directory", where=str(self._path), hint="Move it away.")
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -171,6 +183,8 @@ class JsonlTelemetry:
     @contextmanager
     def _fresh(self) -> Iterator[int | None]:
         with fork_guard.active(), self._reading, self._explained("read"):
+            if self._path.is_dir():
+                raise self._fenced_or_directory()
             file = self._index.refresh()
             try:
                 yield file

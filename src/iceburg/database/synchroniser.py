@@ -134,6 +134,10 @@ class Synchroniser:
             for thread in self._threads:
                 thread.start()
 
+    def retire(self) -> None:
+        """Begin no more work in the background; what is at work goes on."""
+        self._stop.set()
+
     def stop(self) -> None:
         """End the work in the background."""
         self._stop.set()

@@ -2,7 +2,8 @@
 
 With the flag off it works on the embedded stores alone. With the flag on it reads from PostgreSQL, and writes to the
 embedded stores first and to PostgreSQL through their change log: turning the flag off at any moment loses nothing.
-Where PostgreSQL is away, slow or behind, the embedded stores answer. With ICEBURG_DUAL_WRITE off, PostgreSQL is alone.
+Where PostgreSQL is away, slow or behind, the embedded stores answer. With ICEBURG_DUAL_WRITE off, and once the
+installation is finalized, PostgreSQL is alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import atexit
 import json
 import logging
 import os
+import tempfile
 import threading
 import time
 import weakref
@@ -28,26 +30,30 @@ from iceburg.database import fork_guard, metrics
 from iceburg.database.applier import SqliteApplier
 from iceburg.database.bootstrap import claim_target, ensure_target
 from iceburg.database.breaker import Breaker
-from iceburg.database.connection import resolve_target
+from iceburg.database.connection import connect, resolve_target
 from iceburg.database.flag import Flag
+from iceburg.database.handover import Handover
 from iceburg.database.jsonl_applier import JsonlApplier
 from iceburg.database.jsonl_telemetry import JsonlTelemetry
 from iceburg.database.layout import Layout
+from iceburg.database.phases import is_finalized
 from iceburg.database.positions import Mark
 from iceburg.database.postgres_adapter import PostgresAdapter
 from iceburg.database.postgres_session import BehindError, PostgresSession
 from iceburg.database.protocol import Adapter
 from iceburg.database.routes import RoutedConversations, RoutedEmbeddings, RoutedMatrix, RoutedTelemetry
-from iceburg.database.schema import schema_names
+from iceburg.database.schema import SchemaNames, schema_names
 from iceburg.database.shadow import Mismatch, ShadowReads
 from iceburg.database.sqlite_adapter import SqliteAdapter
 from iceburg.database.sqlite_session import SqliteSession
 from iceburg.database.synchroniser import AheadOfCommit, Applier, Synchroniser
 from iceburg.database.target_table import prepare_loaders
-from iceburg.errors import IceburgError, TargetError, UsageError
+from iceburg.errors import FencedError, IceburgError, TargetError, UsageError
 
 T = TypeVar("T")
 Mode = Literal["embedded", "dual", "postgres"]
+# At a write that meets fences which are put up and taken away again.
+_ATTEMPTS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -65,9 +71,17 @@ class _WatchedSession(PostgresSession):
 class _DualTarget:
     """What the dual mode has of PostgreSQL, in one process."""
 
-    def __init__(self, dsn: str, layout: Layout, embedded: SqliteAdapter, settings: Settings, breaker: Breaker) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        layout: Layout,
+        embedded: SqliteAdapter,
+        settings: Settings,
+        breaker: Breaker,
+        handover: Handover,
+    ) -> None:
         names = schema_names(settings.schema_name)
-        self._names, self._data_dir = names, layout.data_dir
+        self._names, self._data_dir, self.handover = names, layout.data_dir, handover
         files = {"conversations": layout.conversations, "matrix": layout.matrix, "embeddings": layout.vectors}
         self.appliers: dict[str, Applier] = {}
         self._accompany: dict[str, Callable[[AheadOfCommit], AbstractContextManager[None]]] = {}
@@ -101,6 +115,9 @@ class _DualTarget:
 
     def _claim(self, connection: psycopg.Connection) -> None:
         claim_target(connection, self._names, self._data_dir)
+        if is_finalized(connection, self._names):
+            # Without the marker that says so: files that were put back, or never were those of this target.
+            self.handover.note_over()
         # The extension may be new, and with it the type of a vector.
         prepare_loaders(connection)
         self.session.renew()
@@ -135,6 +152,10 @@ class _DualTarget:
         if not mark.whole:
             raise BehindError("its last line is not finished", where=source)
         return mark
+
+    def retire(self) -> None:
+        """Do nothing any more by itself; calls that are at work go on."""
+        self.synchroniser.retire()
 
     def close(self) -> None:
         """Give everything back."""
@@ -174,8 +195,10 @@ class UnifiedDatabase:
         self._lock = threading.Lock()
         self._dual: _DualTarget | None = None
         self._alone: tuple[PostgresSession, PostgresAdapter] | None = None
+        self._retired: _DualTarget | None = None
         self._abandoned: list[object] = []
         self._closed = False
+        self.handover = Handover(self.layout.data_dir, self._ask_whether_finalized)
         names = {
             part: self.layout.store(getattr(self.layout, part)).name
             for part in ("conversations", "matrix", "vectors", "telemetry")
@@ -198,17 +221,28 @@ class UnifiedDatabase:
     def close(self) -> None:
         """Close all connections; what is pending stays in the change log."""
         with self._lock:
-            dual, alone, self._dual, self._alone = self._dual, self._alone, None, None
+            targets, alone = (self._dual, self._retired), self._alone
+            self._dual = self._retired = self._alone = None
             self._closed = True
-        if dual is not None:
-            dual.close()
+        for target in targets:
+            if target is not None:
+                target.close()
         if alone is not None:
             alone[0].close()
         self.embedded.close()
 
     @property
     def mode(self) -> Mode:
-        """Where the state is now: ``embedded``, ``dual`` or ``postgres``."""
+        """Where the state is now: ``embedded``, ``dual`` or ``postgres``.
+
+        Raises
+        ------
+        SourceBusyError
+            The installation is being finalized, and PostgreSQL cannot be asked how far that is.
+        """
+        if self.handover.is_over():
+            self._retire()
+            return "postgres"
         if not self.flag:
             return "embedded"
         return "dual" if self.settings.dual_write else "postgres"
@@ -220,6 +254,9 @@ class UnifiedDatabase:
 
     def read(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         """Answer a read; see `iceburg.database.routes.Router`."""
+        return self._unless_fenced(lambda: self._read(operation, source, call))
+
+    def _read(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         mode = self.mode
         if mode == "postgres":
             return self._timed(operation, "postgres", call, self._postgres_alone())
@@ -233,6 +270,19 @@ class UnifiedDatabase:
 
     def write(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         """Do a write; see `iceburg.database.routes.Router`."""
+        return self._unless_fenced(lambda: self._write(operation, source, call))
+
+    def _unless_fenced(self, work: Callable[[], T]) -> T:
+        """Do work; where it meets a fence, nothing was done, and it is done again where the state is then."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return work()
+            except FencedError as error:
+                fenced = error
+                self.handover.wait(error)
+        raise fenced
+
+    def _write(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         mode = self.mode
         if mode == "postgres":
             return self._timed(operation, "postgres", call, self._postgres_alone())
@@ -310,7 +360,7 @@ class UnifiedDatabase:
             try:
                 if self._dual is None and not self._closed:
                     dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
-                    target = _DualTarget(dsn, self.layout, self.embedded, self.settings, self.breaker)
+                    target = _DualTarget(dsn, self.layout, self.embedded, self.settings, self.breaker, self.handover)
                     target.synchroniser.start()
                     self._dual = target
             except (psycopg.Error, TargetError, OSError) as error:
@@ -337,11 +387,14 @@ class UnifiedDatabase:
                     timeout=self.settings.connect_timeout,
                 )
                 try:
-                    for file in self.embedded.sessions.values():
-                        # What PostgreSQL is to hold is read from the tables of the files, made here if need be.
-                        file.connection()
                     with session.connection() as connection:
-                        ensure_target(connection, names, self.layout)
+                        if not self.handover.is_over():
+                            for file in self.embedded.sessions.values():
+                                # What PostgreSQL is to hold is read from the tables of the files, made if need be.
+                                file.connection()
+                            ensure_target(connection, names, self.layout)
+                        else:
+                            self._ensure_without_files(connection, names)
                     session.renew()
                 except BaseException:
                     session.close()
@@ -349,14 +402,38 @@ class UnifiedDatabase:
                 self._alone = session, PostgresAdapter(session, self.layout)
             return self._alone[1]
 
+    def _ensure_without_files(self, connection: psycopg.Connection, names: SchemaNames) -> None:
+        """Make a target ready whose installation is finalized: its files are not touched, nor made."""
+        with tempfile.TemporaryDirectory(prefix="iceburg-") as folder:
+            # What the target lacks of the four stores is made like the tables of new files.
+            empty = Layout.of(Path(folder), Path(folder) / self.layout.conversations.name)
+            with SqliteAdapter(empty) as files:
+                for file in files.sessions.values():
+                    file.connection()
+                ensure_target(connection, names, self.layout, empty)
+
+    def _ask_whether_finalized(self) -> bool:
+        dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
+        with connect(dsn, autocommit=True, timeout=self.settings.postgres_timeout) as connection:
+            return is_finalized(connection, schema_names(self.settings.schema_name))
+
+    def _retire(self) -> None:
+        """Leave what the dual mode had; calls that are at work with it go on."""
+        if self._dual is not None:
+            with self._lock:
+                dual, self._dual = self._dual, None
+                if dual is not None:
+                    dual.retire()
+                    self._retired = dual
+
     def before_fork(self) -> None:
         """See `iceburg.database.fork_guard.ForkAware`."""
 
     def after_fork_in_child(self) -> None:
         """See `iceburg.database.fork_guard.ForkAware`."""
         # The parent's connections; kept, so that nothing says goodbye on them.
-        self._abandoned += [self._dual, self._alone]
-        self._dual = self._alone = None
+        self._abandoned += [self._dual, self._retired, self._alone]
+        self._dual = self._retired = self._alone = None
         self._lock = threading.Lock()
         self.breaker = Breaker()
 
