@@ -234,7 +234,7 @@ class SqliteApplier:
             if not quick.suited:
                 return None
             there, gone = read_current(file, table, changes)
-        if len(there) + len(gone) != 1:
+        if len(there) + len(gone) != 1 or (gone and table.counts):
             return None
         last = changes[-1].seq
         if not quick.apply(connection, at, last, len(changes), (there or gone)[0], there=bool(there)):
@@ -276,6 +276,8 @@ class SqliteApplier:
             self._write(connection, tables, changed)
         finally:
             changed.spool.close()
+        for name, number in changed.counters.items():
+            Catalogue(connection, self._names).note_number(position.source_id, name, number)
         with self._lock:
             # The next one may be a single record. After a change of the definitions the epoch is another.
             settled = replace(position, position=changed.last, structure=version)
