@@ -47,9 +47,10 @@ _KEPT_VARIABLES: Final = (
 _HAS_CHROMADB: Final = "import importlib.util, sys; sys.exit(importlib.util.find_spec('chromadb') is None)"
 _PURGE: Final = "SELECT config_json_str FROM embeddings_queue_config"
 _SET_PURGE: Final = "UPDATE embeddings_queue_config SET config_json_str = ?"
-_FUNCTIONS: Final = "SELECT tenant, database, name, configuration, schema FROM collections"
+_COLLECTIONS: Final = "SELECT tenant, database, name, dimension, configuration, schema FROM collections"
+_SET_DIMENSION: Final = "UPDATE collections SET dimension = ? WHERE id = ? AND dimension IS NULL"
 _FIND: Final = """
-SELECT c.id, c.config_json_str, {schema} FROM collections c JOIN databases d ON d.id = c.database_id
+SELECT c.id, {configuration}, {schema} FROM collections c JOIN databases d ON d.id = c.database_id
 WHERE d.tenant_id = ? AND d.name = ? AND c.name = ?
 """
 
@@ -184,7 +185,7 @@ def build_directory(
     with closing(sqlite3.connect(directory / CATALOGUE)) as catalogue:
         if purge is not None:
             catalogue.execute(_SET_PURGE, (purge,))
-        _describe_functions(export, catalogue, built)
+        _complete_catalogue(export, catalogue, built)
         catalogue.commit()
     _close_to_others(directory)
     sync_tree(directory)
@@ -269,27 +270,33 @@ def _keep_queue(path: Path) -> str | None:
     return str(row[0])
 
 
-def _describe_functions(export: Path, catalogue: sqlite3.Connection, built: Built) -> None:
-    """Carry over which embedding functions collections were made with, which chromadb takes as running code only."""
+def _complete_catalogue(export: Path, catalogue: sqlite3.Connection, built: Built) -> None:
+    """Carry over what chromadb cannot be told: the dimension of a collection without records, embedding functions.
+
+    An embedding function is taken as running code only, which is not to be had here; its description is data.
+    """
     columns = {name for (name,) in catalogue.execute("SELECT name FROM pragma_table_info('collections')")}
+    find = _FIND.format(
+        configuration="c.config_json_str" if "config_json_str" in columns else "NULL",
+        schema="c.schema_str" if "schema_str" in columns else "NULL",
+    )
     with closing(sqlite3.connect(export)) as connection:
-        found = connection.execute(_FUNCTIONS).fetchall()
-    for tenant, database, name, configuration, schema in found:
+        found = connection.execute(_COLLECTIONS).fetchall()
+    for tenant, database, name, dimension, configuration, schema in found:
         function = _function(schema) or _function(configuration)
-        if function is None:
-            continue
-        if "config_json_str" not in columns:
-            built.notes.append(f"collection {name}: this chromadb does not keep its embedding function")
-            continue
         place = (tenant or chroma_builder.DEFAULT_TENANT, database or chroma_builder.DEFAULT_DATABASE, name)
-        select = _FIND.format(schema="c.schema_str" if "schema_str" in columns else "NULL")
-        for identity, own_configuration, own_schema in catalogue.execute(select, place).fetchall():
+        for identity, own_configuration, own_schema in catalogue.execute(find, place).fetchall():
+            catalogue.execute(_SET_DIMENSION, (dimension, identity))
+            if function is None:
+                continue
             if own_schema is not None:
                 text = json.dumps(_with_function(json.loads(own_schema), function), separators=(",", ":"))
                 catalogue.execute("UPDATE collections SET schema_str = ? WHERE id = ?", (text, identity))
             elif own_configuration is not None and "vector_index" in own_configuration:
                 text = json.dumps({**json.loads(own_configuration), "embedding_function": function})
                 catalogue.execute("UPDATE collections SET config_json_str = ? WHERE id = ?", (text, identity))
+            else:
+                built.notes.append(f"collection {name}: this chromadb does not keep its embedding function")
 
 
 def _function(text: str | None) -> dict[str, Any] | None:

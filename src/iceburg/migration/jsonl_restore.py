@@ -12,13 +12,14 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from decimal import Decimal
 from heapq import merge
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from iceburg.mappings.json_number import has_long_number
+from iceburg.mappings.json_number import Number, has_long_number
 from iceburg.mappings.json_value import dumps_exact, loads_exact
 from iceburg.mappings.telemetry import COLUMNS
 from iceburg.migration.output import create
@@ -161,7 +162,7 @@ class _Layout:
 def _styled(text: bytes, room: int) -> bytes:
     """Write a value, given as ``jsonb`` prints it, in the style that takes `room` bytes; as `json.dumps` does, else."""
     if has_long_number(text):
-        usual = dumps_exact(loads_exact(text.decode())).encode()
+        usual = dumps_exact(_shortened(loads_exact(text.decode()))).encode()
         return text if len(text) == room != len(usual) else usual
     value = orjson.loads(text)
     usual = json.dumps(value).encode()
@@ -172,3 +173,16 @@ def _styled(text: bytes, room: int) -> bytes:
         if len(other) == room:
             return other
     return text if len(text) == room else usual
+
+
+def _shortened(value: Any) -> Any:
+    """Write fractions with exponents again, which ``jsonb`` writes out, where a double holds them exactly."""
+    if isinstance(value, Number):
+        if value.is_integer:
+            return value
+        short = repr(float(value.token))
+        same = "inf" not in short and Decimal(short) == Decimal(value.token)
+        return Number(short) if same else value
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items()}
+    return [_shortened(item) for item in value] if isinstance(value, list) else value
