@@ -46,6 +46,7 @@ _NUMERIC: Final = frozenset(
         "rechecked",
         "unsettled",
         "restored",
+        "changed",
     )
 )
 

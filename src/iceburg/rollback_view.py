@@ -19,12 +19,14 @@ def render_rollback(console: Console, report: RollbackReport, make_table: Callab
         stores.add_row(store.store, store.kind, store.state, ", ".join(store.files) + made)
     console.print(stores)
     console.print()
-    table = make_table("dataset", "rows", "quarantined", "restored", "compared", "differences")
+    table = make_table(
+        "dataset", "rows", "quarantined", "changed" if report.in_place else "restored", "compared", "differences"
+    )
     for dataset in report.datasets:
         counts = (
             dataset.target_rows,
             dataset.quarantined_rows,
-            dataset.restored_rows,
+            dataset.changed_rows if report.in_place else dataset.restored_rows,
             dataset.compared_rows,
             dataset.differences,
         )
@@ -40,7 +42,13 @@ def render_rollback(console: Console, report: RollbackReport, make_table: Callab
         console.print(f"Note: {note.source}: {note.text}")
     for problem in report.problems:
         console.print(f"Problem: {problem.source}: {problem.text}" if problem.source else f"Problem: {problem.text}")
-    restored = sum(dataset.restored_rows for dataset in report.datasets)
-    what = "brought up to date" if report.in_place else "restored and compared"
-    console.print(f"{report.status.capitalize()}: {restored:,} records {what} in {report.seconds:.1f} s.")
+    if report.in_place:
+        changed = sum(dataset.changed_rows for dataset in report.datasets)
+        done = "to be changed" if any(store.state == "to be changed" for store in report.stores) else "changed"
+        console.print(f"{report.status.capitalize()}: {changed:,} records {done} in {report.seconds:.1f} s.")
+    else:
+        restored = sum(dataset.restored_rows for dataset in report.datasets)
+        console.print(
+            f"{report.status.capitalize()}: {restored:,} records restored and compared in {report.seconds:.1f} s."
+        )
     console.print(f"PostgreSQL as of {report.as_of}, in {report.output}", soft_wrap=True)

@@ -30,6 +30,7 @@ from iceburg.cli.application import (
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
 from iceburg.errors import UsageError
+from iceburg.migration.in_place import InPlace, InPlaceOptions
 from iceburg.migration.restore import RestoreOptions, Restorer
 from iceburg.migration.restore_plan import choosing
 from iceburg.migration.restore_report import RollbackReport
@@ -51,6 +52,15 @@ def rollback(
     out_dir: Annotated[
         Path | None, typer.Argument(metavar="[OUT_DIR]", help="Where the files are written; empty, or not there.")
     ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Bring the files in DATA_DIR up to date instead; no OUT_DIR.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --in-place: say what would be done, and write nothing.")
+    ] = False,
+    remove_many: Annotated[
+        bool, typer.Option("--remove-many", help="With --in-place: remove records even where few are left.")
+    ] = False,
     dsn: Dsn = None,
     schema: Schema = None,
     jobs: Jobs = DEFAULT_JOBS,
@@ -71,15 +81,22 @@ def rollback(
     as_json: AsJson = False,
 ) -> int:
     """Write everything that is in PostgreSQL into fresh SQLite, Chroma and JSONL files, and check them."""
-    if out_dir is None:
-        raise UsageError(
-            "No directory is given to write to.", where="OUT_DIR", hint="Name one that does not exist yet."
-        )
+    if in_place == (out_dir is not None):
+        what = "--in-place writes no directory." if in_place else "No directory is given to write to."
+        raise UsageError(what, where="OUT_DIR", hint="Name a directory that does not exist yet, or give --in-place.")
+    if (dry_run or remove_many) and not in_place:
+        raise UsageError("It goes with --in-place only.", where="--dry-run" if dry_run else "--remove-many")
     with stoppable() as stop:
         target = find_target(dsn, data_dir)
         wanted = choosing(sqlite or (), chroma or (), jsonl or (), exclude or ())
-        options = RestoreOptions(jobs, limit, chroma_python, not no_chromadb, wanted)
-        report = run_restorer(target, data_dir, out_dir, schema, options, stop)
+        if out_dir is None:
+            with console.ProgressView() as view:
+                report = InPlace(
+                    target, data_dir, schema_names(schema), InPlaceOptions(dry_run, remove_many, wanted), view, stop
+                ).run()
+        else:
+            options = RestoreOptions(jobs, limit, chroma_python, not no_chromadb, wanted)
+            report = run_restorer(target, data_dir, out_dir, schema, options, stop)
     if as_json:
         console.print_json(report.to_json())
     else:

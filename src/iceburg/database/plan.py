@@ -154,7 +154,7 @@ def _plan_sqlite(
             }
             found.append(PlannedDataset(name, definition, names.data, "embeddings"))
             continue
-        if old is not None and old["mapping"] != "vectors" and old["description"] == _description(table):
+        if old is not None and old["mapping"] != "vectors" and old["description"] == describe_table(table):
             found.append(PlannedDataset(name, old, *_place(old, names, schema, tables[table.name])))
             continue
         reader = file.reader(table)
@@ -207,7 +207,7 @@ def _place(definition: Definition, names: SchemaNames, schema: str, table: str) 
     return names.data, "conversations" if kind == "conversations" else _DOCUMENTS[kind][0].target
 
 
-def _description(table: Table) -> dict[str, Any]:
+def describe_table(table: Table) -> dict[str, Any]:
     """Describe a table in JSON; what changes with every row, and is no structure, is left out."""
     found = asdict(table)
     del found["sequence"]
@@ -223,7 +223,7 @@ def _as_json(value: Any) -> Any:
 def _common(reader: TableReader, table: Table) -> Definition:
     return {
         "source_table": table.name,
-        "description": _description(table),
+        "description": describe_table(table),
         "key_width": reader.key_width,
         "columns": [column.name for column in table.columns],
     }

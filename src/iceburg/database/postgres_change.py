@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 
-# An arbitrary number of our own; with that of the dataset it makes a lock.
-_LOCK: Final = 0x1CEB0003
+# An arbitrary number of our own; with that of the dataset it makes the lock that a writer holds.
+WRITE_LOCK: Final = 0x1CEB0003
 # Writers go one after the other, as they do in SQLite: two that write the same record would meet in its key.
 _BEGIN: Final[LiteralString] = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on;
@@ -156,7 +156,7 @@ def run_change(session: PostgresSession, bound: Bound, work: Callable[[Change], 
         The dataset is gone.
     """
     number = sql.Literal(bound.dataset.dataset_id)
-    begin = session.names.format(_BEGIN, lock=sql.Literal(_LOCK), dataset=number)
+    begin = session.names.format(_BEGIN, lock=sql.Literal(WRITE_LOCK), dataset=number)
     with session.connection() as connection:
         try:
             cursor = connection.execute(begin, prepare=False)

@@ -91,7 +91,7 @@ def restore_lines(path: Path, lines: Iterable[TargetLine], description: dict[str
             content = found.line.raw
             if not found.exact:
                 end = layout.end if following is None else following.line.offset
-                content = _styled(content, end - found.line.offset - layout.blank_bytes(end) - len(terminator))
+                content = styled(content, end - found.line.offset - layout.blank_bytes(end) - len(terminator))
             file.write(content + terminator)
             yield found
         for text in layout.blank_before(None):
@@ -159,7 +159,7 @@ class _Layout:
         return b"\r\n" if in_run else b"\n"
 
 
-def _styled(text: bytes, room: int) -> bytes:
+def styled(text: bytes, room: int) -> bytes:
     """Write a value, given as ``jsonb`` prints it, in the style that takes `room` bytes; as `json.dumps` does, else."""
     if has_long_number(text):
         usual = dumps_exact(_shortened(loads_exact(text.decode()))).encode()

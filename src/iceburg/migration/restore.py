@@ -282,6 +282,7 @@ def _dataset(
         plan.rows[dataset.dataset_id],
         plan.quarantined[dataset.dataset_id],
         file.compared,
+        0,
         file.compared + directory.compared,
         file.differences + directory.differences,
     )

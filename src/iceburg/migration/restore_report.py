@@ -38,7 +38,8 @@ class StoreRollback:
     files
         Where it is now: what was written, or brought up to date.
     state
-        ``written``, ``kept`` (by an earlier run, and as it was left), ``changed``, ``unchanged`` or ``not restored``.
+        ``written``, ``kept`` (written by an earlier run), ``not restored``; with ``--in-place`` ``changed``,
+        ``to be changed`` or ``unchanged``.
     chromadb
         The version of chromadb that made a Chroma directory; None where none was made.
     position
@@ -48,7 +49,7 @@ class StoreRollback:
     store: str
     kind: StoreKind
     files: tuple[str, ...]
-    state: Literal["written", "kept", "changed", "unchanged", "not restored"]
+    state: Literal["written", "kept", "not restored", "changed", "to be changed", "unchanged"]
     chromadb: str | None = None
     position: int | None = None
 
@@ -64,7 +65,9 @@ class DatasetRollback:
     target_rows, quarantined_rows
         What the target had: rows, and records kept whole.
     restored_rows
-        Records in the file; those of both.
+        Records in the file now.
+    changed_rows
+        With ``--in-place``: records that were written or removed; with ``--dry-run``, that would be.
     compared_rows, differences
         Of the check: records compared, and the number of differences.
     """
@@ -74,6 +77,7 @@ class DatasetRollback:
     target_rows: int
     quarantined_rows: int
     restored_rows: int
+    changed_rows: int
     compared_rows: int
     differences: int
 

@@ -38,6 +38,18 @@ class UnmakeableError(SourceError):
 class TableWriter:
     """Writes the records of one table.
 
+    Parameters
+    ----------
+    connection
+        In autocommit mode for `write`, in a transaction for `put`.
+    encoding
+        Of the database, as SQLite calls it.
+    definition
+        Of the dataset.
+    keep_rowids
+        Whether every record has the rowid that it is to have, or NULL for the next one; else only those of which it is
+        a part.
+
     Attributes
     ----------
     refused
@@ -46,7 +58,9 @@ class TableWriter:
         What SQLite says of some of them.
     """
 
-    def __init__(self, connection: sqlite3.Connection, encoding: str, definition: dict[str, Any]) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, encoding: str, definition: dict[str, Any], *, keep_rowids: bool = False
+    ) -> None:
         self.refused = 0
         self.examples: list[str] = []
         self._connection = connection
@@ -54,12 +68,13 @@ class TableWriter:
         description = definition["description"]
         width = int(definition["key_width"])
         chosen = [(width + i, c["name"]) for i, c in enumerate(description["columns"]) if not c["generated"]]
-        # A table without a key of its own is read by its rowid, which is then a part of the record.
-        if definition["mapping"] == "table" and not definition["key"] and description["integer_primary_key"] is None:
-            chosen.insert(0, (0, description["rowid"]))
-        elif definition["mapping"] in ("entities", "relationships") and description["rowid"] is not None:
-            # NULL, and so given by SQLite, but for the records that nothing else identifies.
-            chosen.insert(0, (0, description["rowid"]))
+        is_matrix = definition["mapping"] in ("entities", "relationships")
+        # A table without a key of its own is read by its rowid, which is then a part of the record. Of the Matrix store
+        # it is NULL, and so given by SQLite, but for the records that nothing else identifies.
+        if description["integer_primary_key"] is None and description["rowid"] is not None:
+            by_rowid = definition["mapping"] == "table" and not definition["key"]
+            if by_rowid or is_matrix or keep_rowids:
+                chosen.insert(0, (0, description["rowid"]))
         self._positions = [position for position, _ in chosen]
         names = ", ".join(quote(name) for _, name in chosen)
         self._head = f"INSERT INTO {quote(definition['source_table'])} ({names})"
@@ -67,7 +82,7 @@ class TableWriter:
 
     def write(self, records: Sequence[Record]) -> None:
         """Write records, in one transaction; one that the table does not take costs no other."""
-        rows = [tuple([record[i] for i in self._positions]) for record in records]
+        rows = self._rows(records)
         self._connection.execute("BEGIN")
         try:
             self._write(rows)
@@ -82,6 +97,19 @@ class TableWriter:
                     if len(self.examples) < _LISTED:
                         self.examples.append(f"{error} ({', '.join(repr(value)[:40] for value in row[:3])}, ...)")
         self._connection.execute("COMMIT")
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Write records within a transaction of the caller.
+
+        Raises
+        ------
+        sqlite3.IntegrityError
+            The table does not take one of them.
+        """
+        self._write(self._rows(records))
+
+    def _rows(self, records: Sequence[Record]) -> list[Record]:
+        return [tuple([record[i] for i in self._positions]) for record in records]
 
     def _write(self, rows: Sequence[Record]) -> None:
         ordinary: list[Record] = []

@@ -106,6 +106,11 @@ class TargetRecords:
             for rows in self._fetch(self._select(), size):
                 yield list(self._restored(rows, originals.of(rows)))
 
+    def restore(self, rows: Sequence[Row]) -> list[Restored]:
+        """Return rows of the mapping's columns with their records, in their order; those that are refused left out."""
+        with closing(_Originals(self._connection, self._names, self._dataset, self.mapping)) as originals:
+            return list(self._restored(rows, originals.of(rows)))
+
     def _restored(self, rows: Sequence[Row], kept: dict[int, dict[str, Value]]) -> Iterator[Restored]:
         restore = self.mapping.restore
         for number, row in enumerate(rows):
