@@ -293,7 +293,7 @@ def stores(directory: Path) -> dict[str, str]:
             continue
         if path.name == "chroma.sqlite3":
             found[path.parent.relative_to(directory).as_posix()] = "chroma"
-        elif path.open("rb").read(16) == MAGIC or (path.stat().st_size == 0 and path.suffix == ".db"):
+        elif path.read_bytes()[:16] == MAGIC or (path.stat().st_size == 0 and path.suffix == ".db"):
             found[name] = "sqlite"
         elif re.search(r"\.(jsonl|ndjson|jsonlines)(\.gz)?$", path.name):
             found[name] = "jsonl"

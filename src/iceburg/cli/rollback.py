@@ -24,10 +24,12 @@ from iceburg.cli.application import (
     Stop,
     app,
     exits,
-    find_target,
+    say,
     stoppable,
 )
+from iceburg.config import load_settings
 from iceburg.database.connection import Target
+from iceburg.database.known_target import existing_target
 from iceburg.database.schema import schema_names
 from iceburg.errors import UsageError
 from iceburg.migration.in_place import InPlace, InPlaceOptions
@@ -87,7 +89,7 @@ def rollback(
     if (dry_run or remove_many) and not in_place:
         raise UsageError("It goes with --in-place only.", where="--dry-run" if dry_run else "--remove-many")
     with stoppable() as stop:
-        target = find_target(dsn, data_dir)
+        target = existing_target(dsn, data_dir, load_settings(), progress=say)
         wanted = choosing(sqlite or (), chroma or (), jsonl or (), exclude or ())
         if out_dir is None:
             with console.ProgressView() as view:
