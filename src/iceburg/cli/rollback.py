@@ -92,10 +92,9 @@ def rollback(
         target = existing_target(dsn, data_dir, load_settings(), progress=say)
         wanted = choosing(sqlite or (), chroma or (), jsonl or (), exclude or ())
         if out_dir is None:
+            in_place_options = InPlaceOptions(dry_run=dry_run, remove_many=remove_many, wanted=wanted)
             with console.ProgressView() as view:
-                report = InPlace(
-                    target, data_dir, schema_names(schema), InPlaceOptions(dry_run, remove_many, wanted), view, stop
-                ).run()
+                report = InPlace(target, data_dir, schema_names(schema), in_place_options, view, stop).run()
         else:
             options = RestoreOptions(jobs, limit, chroma_python, not no_chromadb, wanted)
             report = run_restorer(target, data_dir, out_dir, schema, options, stop)

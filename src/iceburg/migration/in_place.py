@@ -36,7 +36,7 @@ from iceburg.records import Store
 
 Examined: TypeAlias = FileDifference | LinesDifference
 _LOCK: Final[LiteralString] = "SELECT pg_advisory_lock(%s, %s)"
-_PATIENCE: Final[LiteralString] = "SET lock_timeout = '10s'"
+_PATIENCE: Final[LiteralString] = "SELECT set_config('lock_timeout', %s, FALSE)"
 # More removals than these, and than half of the records, are taken for an accident on the other side.
 _MANY: Final = 100
 _REFUSED_HINT = (
@@ -57,10 +57,13 @@ class InPlaceOptions:
         Remove records even where that leaves few of them.
     wanted
         Which stores.
+    patience
+        Seconds to wait for writers of the target.
     """
 
     dry_run: bool = False
     remove_many: bool = False
+    patience: float = 10.0
     wanted: Wanted = field(default=lambda _source: True)
 
 
@@ -136,7 +139,7 @@ class InPlace:
                 where=f"schema {self._names.state}",
                 hint="Wait for it, or stop it with Ctrl-C.",
             )
-        connection.execute(_PATIENCE)
+        connection.execute(_PATIENCE, (f"{round(self._options.patience * 1000)}ms",))
         held: set[int] = set()
         try:
             while True:

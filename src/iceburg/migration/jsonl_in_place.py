@@ -74,9 +74,11 @@ class LinesDifference:
 
     @property
     def count(self) -> int:
-        """How many lines the file does not have, or has without the target's knowing."""
-        torn = bool(self.lines) and not self.lines[-1].terminator
-        return len(self.lines) - torn
+        """How many lines the file does not have, or has at other places than the target believes."""
+        return sum(
+            line.offset + len(line.raw) + len(line.terminator) > self.size or line.offset != old.offset
+            for line, old in zip(self.lines, self.old_places, strict=True)
+        )
 
     @property
     def missing(self) -> bytes:
@@ -108,7 +110,8 @@ def examine_lines(
         found.boundary = _boundary(found, state)
     elif position is not None or (source.description or {}).get("end") != 0:
         raise RefusedError("it is not there", where=store.name)
-    own = _compare(connection, names, found, advance, stop_if_asked)
+    with connection.transaction(), TargetRecords(connection, names, dataset) as records:
+        own = _compare(records, found, advance, stop_if_asked)
     _place(found, own)
     tail = b"" if state is None else _tail(store.path, found.boundary)
     if len(tail) > len(found.content) or not found.content.startswith(tail):
@@ -134,14 +137,12 @@ def _boundary(found: LinesDifference, state: JsonlState) -> int:
 
 
 def _compare(
-    connection: psycopg.Connection,
-    names: SchemaNames,
+    records: TargetRecords,
     found: LinesDifference,
     advance: Callable[[int], None],
     stop_if_asked: Callable[[], None],
 ) -> list[TargetLine]:
     """See that both sides have the same lines before the boundary; return those of the target from there on."""
-    records = TargetRecords(connection, names, found.dataset)
     mapping: Mapping[Line] = records.mapping
     own, lines = [], _lines_before(found)
     for there in target_lines(records):

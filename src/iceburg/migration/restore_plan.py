@@ -11,7 +11,7 @@ import psycopg
 
 from iceburg.database import statements
 from iceburg.database.catalogue import Catalogue, Dataset, Source
-from iceburg.database.positions import Position, find_position
+from iceburg.database.positions import BEING_MIGRATED, Position, find_position
 from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.errors import TargetError, UsageError
 from iceburg.migration.ledger import Ledger
@@ -105,15 +105,18 @@ def plan_restore(connection: psycopg.Connection, names: SchemaNames, wanted: Wan
         if not wanted(source):
             continue
         datasets = tuple(catalogue.datasets(source.source_id))
+        position = find_position(connection, names, source.name)
+        # What has a position is as of it, whether or not it was ever migrated.
+        is_whole = source.complete if position is None else position.log_id != BEING_MIGRATED
         if source.problem is not None:
             plan.problems.append(Note(source.name, f"was not migrated as it was the last time: {source.problem}"))
-        elif not source.complete:
+        elif not is_whole:
             plan.problems.append(Note(source.name, "its migration is not complete; what is in PostgreSQL comes back"))
         if not datasets and not source.description and source.kind != "chroma":
             continue
         plan.sources.append(source)
         plan.datasets[source.name] = datasets
-        plan.positions[source.name] = find_position(connection, names, source.name)
+        plan.positions[source.name] = position
         for dataset in datasets:
             number = dataset.dataset_id
             plan.rows[number] = dataset.target().count(connection)

@@ -161,15 +161,15 @@ def _restore_sqlite(context: Context, task: RestoreTask) -> StoreRestored:
 
 def _fill(context: Context, restore: SqliteRestore, dataset: Dataset) -> DatasetRestored:
     """Write the records of a table."""
-    target = TargetRecords(context.connection, context.names, dataset)
     write = restore.writer(dataset.definition)
     found = DatasetRestored()
-    for batch in table_batches(dataset, target):
-        context.stop_if_asked()
-        write.write(batch.records)
-        found.add(len(batch.records), quarantined=batch.quarantined)
-        context.report(Advance(dataset.name, len(batch.records), len(batch.records)))
-    _account(target, found)
+    with TargetRecords(context.connection, context.names, dataset) as target:
+        for batch in table_batches(dataset, target):
+            context.stop_if_asked()
+            write.write(batch.records)
+            found.add(len(batch.records), quarantined=batch.quarantined)
+            context.report(Advance(dataset.name, len(batch.records), len(batch.records)))
+        _account(target, found)
     if write.refused:
         found.problems.append(f"{write.refused} rows are not in the file: {'; '.join(write.examples)}")
     return found
@@ -177,20 +177,20 @@ def _fill(context: Context, restore: SqliteRestore, dataset: Dataset) -> Dataset
 
 def _restore_jsonl(context: Context, task: RestoreTask) -> StoreRestored:
     found = StoreRestored()
+    description = task.source.description or {}
     for dataset in task.datasets:
-        records = TargetRecords(context.connection, context.names, dataset)
         of = found.datasets[dataset.dataset_id] = DatasetRestored()
-        description = task.source.description or {}
-        unsaid = 0
-        for line in restore_lines(task.partial, target_lines(records), description):
-            of.add(1, quarantined=line.whole)
-            unsaid += 1
-            if unsaid == _STEP:
-                context.stop_if_asked()
-                context.report(Advance(dataset.name, unsaid, unsaid))
-                unsaid = 0
-        context.report(Advance(dataset.name, unsaid, unsaid))
-        _account(records, of)
+        with TargetRecords(context.connection, context.names, dataset) as records:
+            unsaid = 0
+            for line in restore_lines(task.partial, target_lines(records), description):
+                of.add(1, quarantined=line.whole)
+                unsaid += 1
+                if unsaid == _STEP:
+                    context.stop_if_asked()
+                    context.report(Advance(dataset.name, unsaid, unsaid))
+                    unsaid = 0
+            context.report(Advance(dataset.name, unsaid, unsaid))
+            _account(records, of)
         if "end" not in description:
             of.notes.append(
                 "blank lines, kinds of line ends and compression were not kept by the version that migrated"
@@ -204,15 +204,14 @@ def _export_chroma(context: Context, task: RestoreTask) -> StoreRestored:
     found = StoreRestored()
     with ChromaExport(task.partial, task.source.name) as export:
         for dataset in task.datasets:
-            number = dataset.dataset_id
-            export.add_collection(number, dataset.definition["collection"])
-            records = TargetRecords(context.connection, context.names, dataset)
-            of = found.datasets[number] = DatasetRestored()
-            for batch in records.rows():
-                _export(context, export, dataset, of, [record for _, record in batch], quarantined=False)
-            for kept in records.quarantined():
-                _export(context, export, dataset, of, kept, quarantined=True)
-            _account(records, of)
+            export.add_collection(dataset.dataset_id, dataset.definition["collection"])
+            of = found.datasets[dataset.dataset_id] = DatasetRestored()
+            with TargetRecords(context.connection, context.names, dataset) as records:
+                for batch in records.rows():
+                    _export(context, export, dataset, of, [record for _, record in batch], quarantined=False)
+                for kept in records.quarantined():
+                    _export(context, export, dataset, of, kept, quarantined=True)
+                _account(records, of)
     return found
 
 

@@ -115,7 +115,7 @@ def examine_file(
     position = find_position(connection, names, store.name)
     if not store.path.exists():
         raise RefusedError("it is not there", where=store.name)
-    with OpenStores() as stores:
+    with OpenStores() as stores, connection.transaction():
         log = stores.sqlite(store)[0].run(change_log.log_state)
         found = FileDifference(store, source, datasets, position, log, fingerprint(store), False)
         found.proven = _is_proven(found)

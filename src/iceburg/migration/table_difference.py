@@ -110,10 +110,6 @@ class _Finder:
                 hint="`iceburg-db verify` names all of them.",
             ) from error
 
-    def _without_rowid(self, record: Record) -> Record:
-        """Have SQLite give a new record of the Matrix store the next rowid: it may have had one that is taken now."""
-        return (None, *record[1:]) if self._dataset.definition["mapping"] in ("entities", "relationships") else record
-
     def _spool(self, removed: list[Record], written: list[Record]) -> None:
         if removed:
             self.found.to_remove.add("", removed)
@@ -122,25 +118,28 @@ class _Finder:
 
     def find_new(self) -> None:
         """Find what the target has and the file has not."""
-        target = TargetRecords(self._connection, self._names, self._dataset)
-        while rows := self._target.unseen(self._connection, _BATCH):
-            self._target.add_seen(self._connection, [tuple(row[i] for i in self._target.key_columns) for row in rows])
-            records = [self._without_rowid(record) for _, record in target.restore(rows)]
-            if target.refused.count:
-                raise TargetError(
-                    f"Another program has changed rows, so that no record can be made of them:"
-                    f" {'; '.join(target.refused.examples[:3])}.",
-                    where=self._dataset.name,
-                    hint="`iceburg-db verify` names all of them.",
-                )
-            self.found.new += len(records)
-            self._spool([], records)
-        if self._kept[1]:
-            for kept in target.quarantined():
-                missing = (r for r in kept if key_text(self._mapping.key(r)) not in self._quarantined)
-                records = [self._without_rowid(record) for record in missing]
-                self.found.new += len(records)
-                self._spool([], records)
+        with TargetRecords(self._connection, self._names, self._dataset) as target:
+            while rows := self._target.unseen(self._connection, _BATCH):
+                keys = [tuple(row[i] for i in self._target.key_columns) for row in rows]
+                self._target.add_seen(self._connection, keys)
+                self._take([record for _, record in target.restore(rows)])
+                if target.refused.count:
+                    raise TargetError(
+                        "Another program has changed rows, so that no record can be made of them:"
+                        f" {'; '.join(target.refused.examples[:3])}.",
+                        where=self._dataset.name,
+                        hint="`iceburg-db verify` names all of them.",
+                    )
+            if self._kept[1]:
+                for kept in target.quarantined():
+                    self._take([r for r in kept if key_text(self._mapping.key(r)) not in self._quarantined])
+
+    def _take(self, records: Sequence[Record]) -> None:
+        if self._dataset.definition["mapping"] in ("entities", "relationships"):
+            # SQLite gives them the next rowids: those that they may have had can be taken now.
+            records = [(None, *record[1:]) for record in records]
+        self.found.new += len(records)
+        self._spool([], list(records))
 
 
 def find_difference(

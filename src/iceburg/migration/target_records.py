@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final, LiteralString, TypeAlias
 
@@ -64,7 +63,7 @@ class Refused:
 
 
 class TargetRecords:
-    """Reads one dataset; within a transaction of the caller that sees one snapshot.
+    """Reads one dataset, within a transaction of the caller that sees one snapshot; a context manager.
 
     Parameters
     ----------
@@ -90,11 +89,19 @@ class TargetRecords:
         self.refused = Refused()
         self.unplaced = 0
         self._last = 0
+        self._originals: _Originals | None = None
         self._numbered = _NUMBERED.get(dataset.definition["mapping"])
         self._connection = connection
         self._names = names
         self._dataset = dataset
         self._target = dataset.target()
+
+    def __enter__(self) -> TargetRecords:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._originals is not None:
+            self._originals.close()
 
     def count(self) -> int:
         """Return the number of rows."""
@@ -102,14 +109,14 @@ class TargetRecords:
 
     def rows(self, size: int = BATCH) -> Iterator[list[Restored]]:
         """Yield rows with their records, in the order of the source."""
-        with closing(_Originals(self._connection, self._names, self._dataset, self.mapping)) as originals:
-            for rows in self._fetch(self._select(), size):
-                yield list(self._restored(rows, originals.of(rows)))
+        for rows in self._fetch(self._select(), size):
+            yield self.restore(rows)
 
     def restore(self, rows: Sequence[Row]) -> list[Restored]:
         """Return rows of the mapping's columns with their records, in their order; those that are refused left out."""
-        with closing(_Originals(self._connection, self._names, self._dataset, self.mapping)) as originals:
-            return list(self._restored(rows, originals.of(rows)))
+        if self._originals is None:
+            self._originals = _Originals(self._connection, self._names, self._dataset, self.mapping)
+        return list(self._restored(rows, self._originals.of(rows)))
 
     def _restored(self, rows: Sequence[Row], kept: dict[int, dict[str, Value]]) -> Iterator[Restored]:
         restore = self.mapping.restore

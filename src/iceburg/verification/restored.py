@@ -14,9 +14,9 @@ from itertools import zip_longest
 from typing import Any, Final
 
 from iceburg.mappings.identity import key_text
-from iceburg.mappings.mapping import Difference, UnrestorableError
+from iceburg.mappings.mapping import Difference, Mapping, UnrestorableError
 from iceburg.migration.chroma_export import ExportReader
-from iceburg.migration.jsonl_restore import target_lines
+from iceburg.migration.jsonl_restore import TargetLine, target_lines
 from iceburg.migration.ledger import Ledger
 from iceburg.migration.restore_report import Checked
 from iceburg.migration.restore_tasks import CheckTask
@@ -88,30 +88,29 @@ def _check_lines(context: Context, task: CheckTask) -> Findings:
     """Compare the lines of a file, in their order, with those of the target."""
     findings = Findings()
     mapping = task.dataset.mapping()
-    records = TargetRecords(context.connection, context.names, task.dataset)
-    seen = 0
-    for line, there in zip_longest(_lines(task), target_lines(records)):
-        if line is None or there is None:
-            key = key_text((there.line.offset if line is None else line.offset,))
-            _note(task, findings, key, Difference(WHOLE, None if line is None else "a line", there and "a line"))
-        elif there.whole or there.exact:
-            if line.raw != there.line.raw:
-                _note(task, findings, key_text((there.line.offset,)), Difference("line", line.raw, there.line.raw))
-        else:
-            for difference in mapping.differences(replace(line, offset=there.line.offset), there.line):
-                _note(task, findings, key_text((there.line.offset,)), difference)
-        findings.source_rows += line is not None
-        findings.matched_rows += there is not None and not there.whole
-        findings.quarantined += there is not None and there.whole
-        seen += 1
-        if seen == _BATCH:
-            context.stop_if_asked()
-            context.report(Advance(task.dataset.name, seen, 0))
-            seen = 0
-    context.report(Advance(task.dataset.name, seen, 0))
+    with TargetRecords(context.connection, context.names, task.dataset) as records:
+        for number, (line, there) in enumerate(zip_longest(_lines(task), target_lines(records)), 1):
+            for difference in _differences_of_line(mapping, line, there):
+                offset = there.line.offset if there is not None else line.offset if line is not None else 0
+                _note(task, findings, key_text((offset,)), difference)
+            findings.source_rows += line is not None
+            findings.matched_rows += there is not None and not there.whole
+            findings.quarantined += there is not None and there.whole
+            if number % _BATCH == 0:
+                context.stop_if_asked()
+                context.report(Advance(task.dataset.name, _BATCH, 0))
+    context.report(Advance(task.dataset.name, findings.source_rows % _BATCH, 0))
     _count(task, findings, "rows", findings.matched_rows, task.rows)
     _count(task, findings, "quarantined records", findings.quarantined, task.quarantined)
     return findings
+
+
+def _differences_of_line(mapping: Mapping[Line], line: Line | None, there: TargetLine | None) -> list[Difference]:
+    if line is None or there is None:
+        return [Difference(WHOLE, None if line is None else "a line", None if there is None else "a line")]
+    if there.exact:
+        return [] if line.raw == there.line.raw else [Difference("line", line.raw, there.line.raw)]
+    return mapping.differences(replace(line, offset=there.line.offset), there.line)
 
 
 def _lines(task: CheckTask) -> Iterator[Line]:
