@@ -33,6 +33,8 @@ from iceburg.sources.jsonl import GZIP_MAGIC, JsonlFile
 from iceburg.sources.peek import read_head
 
 _STEP: Final = 5_000
+# Behind any place in a file.
+_END: Final = 1 << 62
 # Lines that only the target has are those of one phase of an application; more than this is not appended, but restored.
 _MOST_BYTES: Final = 1 << 30
 
@@ -105,7 +107,10 @@ def examine_lines(
     position = find_position(connection, names, store.name)
     state = jsonl_state(store.path)
     found = LinesDifference(store, source, dataset, position)
-    if state is not None:
+    if state is not None and read_head(store.path, len(GZIP_MAGIC)) == GZIP_MAGIC:
+        # Nothing can be appended to it: all of its lines have to be those that the target has.
+        found.boundary = found.size = _END
+    elif state is not None:
         found.size = store.path.stat().st_size
         found.boundary = _boundary(found, state)
     elif position is not None or (source.description or {}).get("end") != 0:
@@ -113,13 +118,11 @@ def examine_lines(
     with connection.transaction(), TargetRecords(connection, names, dataset) as records:
         own = _compare(records, found, advance, stop_if_asked)
     _place(found, own)
-    tail = b"" if state is None else _tail(store.path, found.boundary)
+    tail = _tail(store.path, found.boundary) if found.boundary < found.size else b""
     if len(tail) > len(found.content) or not found.content.startswith(tail):
         raise RefusedError(
             f"it has bytes after offset {found.boundary} that PostgreSQL does not have", where=store.name
         )
-    if found.missing and state is not None and read_head(store.path, len(GZIP_MAGIC)) == GZIP_MAGIC:
-        raise RefusedError("it is compressed, and nothing can be appended to it", where=store.name)
     return found
 
 
