@@ -215,7 +215,8 @@ def _run(
         )
         assert process.stdout is not None  # noqa: S101 - asked for
         lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+        reader.start()
         try:
             while True:
                 stop_if_asked()
@@ -231,6 +232,7 @@ def _run(
             # Also when we are stopped: nothing that is half done is kept.
             process.kill()
             process.wait()
+            reader.join()
             with suppress(OSError):
                 process.stdin.close()  # type: ignore[union-attr]
         if done and process.returncode == 0:
@@ -241,8 +243,9 @@ def _run(
 
 
 def _read(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put(None)
 
 
