@@ -343,3 +343,22 @@ def test_an_application_that_is_writing_is_waited_for_and_not_overtaken(installa
         other.execute("SET lock_timeout = 0")
         with pytest.raises(TargetError, match="is writing"):
             roll_back_in_place(database, installation, patience=0.1)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_file_that_was_only_copied_is_known_by_what_it_holds(tmp_path: Path, database: str, *, changed: bool) -> None:
+    path = tmp_path / "data" / "t.db"
+    change(path, "CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT)")
+    change(path, "INSERT INTO t VALUES (?, ?)", *((f"k{n}", f"v\0{n}" if n % 9 == 0 else "v") for n in range(3000)))
+    migrate_fully(database, path.parent, batch_size=500)
+    run_sql(database, "UPDATE t.t SET v = 'alone' WHERE k = 'k5'")
+    shutil.copyfile(path, tmp_path / "copy")
+    path.unlink()
+    (tmp_path / "copy").rename(path)
+    if not changed:
+        assert roll_back_in_place(database, path.parent).status == "complete"
+        assert {row["v"] for row in read_table(path, "t") if row["k"] == "k5"} == {"alone"}
+        return
+    change(path, "INSERT INTO t VALUES ('more', 'more')")
+    with pytest.raises(RefusedError, match="changed since"):
+        roll_back_in_place(database, path.parent)

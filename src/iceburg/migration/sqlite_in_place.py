@@ -1,9 +1,8 @@
 """A SQLite file of the installation, made what the target has of it: in one transaction of the file, or not at all.
 
 That is safe where the target has everything that the file has: where the file's change log ends at the target's
-position; where a file without a log is as it was when it was migrated. A file that is what the target has of it anyway
-needs no such proof. Everything else is refused, but a
-file without any record, of which nothing can be lost.
+position; where a file without a log holds what was migrated of it. A file that holds what the target has of it anyway
+needs no such proof, nor does one without any record. Everything else is refused.
 
 The file's own log notes what is written here, as it notes every write. The position is moved behind it in the
 transaction of the target that begins before the file's and ends after it: between the two commits the log has entries
@@ -30,6 +29,7 @@ from iceburg.database.sqlite_session import SqliteSession
 from iceburg.errors import SourceError
 from iceburg.migration.sqlite_restore import TableWriter
 from iceburg.migration.table_difference import TableDifference, find_difference
+from iceburg.migration.unchanged import holds_what_was_migrated
 from iceburg.records import Store, Value
 from iceburg.sources.access import OpenStores
 from iceburg.sources.fingerprint import fingerprint
@@ -131,9 +131,13 @@ def examine_file(
             found.tables[dataset.dataset_id] = find_difference(
                 connection, names, dataset, reader, partial(advance, dataset.name), stop_if_asked
             )
-    # Of a file without a record nothing can be lost.
-    if found.differs and not found.proven and any(table.file_records for table in found.tables.values()):
-        raise RefusedError(_why_not(found), where=store.name)
+        # Of a file without a record nothing can be lost.
+        if found.differs and not found.proven and any(table.file_records for table in found.tables.values()):
+            readers = [
+                (d, stores.reader(store, d.definition)) for d in datasets if d.definition["source_table"] in tables
+            ]
+            if position is not None or not holds_what_was_migrated(connection, names, readers, stop_if_asked):
+                raise RefusedError(_why_not(found), where=store.name)
     return found
 
 
