@@ -108,8 +108,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no directory to write to": (["{data}"], "--in-place"),
     "both": (["{data}", "{out}", "--in-place"], "writes no directory"),
     "a dry run of a directory": (["{data}", "{out}", "--dry-run"], "--in-place only"),
-    "a directory with something in it": (["{data}", "{data}"], "not empty"),
-    "another installation": (["{out}", "{out}/o"], "holds the installation"),
+    "a directory with something in it": (["{data}", "{full}"], "not empty"),
+    "a directory in the installation": (["{data}", "{data}/out"], "in the installation"),
+    "another installation": (["{out}", "{full}"], "holds the installation"),
     "never migrated": (["{data}", "{out}", "--schema", "never"], "migrate"),
     "nothing matches": (["{data}", "{out}", "--sqlite", "x*"], "nothing to restore"),
     "a Python that is none": (["{data}", "{out}", "--chroma-python", "{data}/t.db"], "--chroma-python"),
@@ -122,7 +123,9 @@ def test_what_cannot_run_says_why_and_what_to_do(migrated: tuple[str, Path], tmp
     dsn, directory = migrated
     arguments, word = WRONG[what]
     before = snapshot(directory)
-    places = {"data": directory, "out": tmp_path / "out", "false": shutil.which("false")}
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    places = {"data": directory, "full": tmp_path / "full", "out": tmp_path / "out", "false": shutil.which("false")}
     outcome = run_program("rollback", *(a.format(**places) for a in arguments), "--dsn", dsn, "--json")
     assert outcome.returncode == 2
     assert "Error: " in outcome.stderr

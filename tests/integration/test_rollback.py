@@ -17,6 +17,7 @@ from iceburg.config import Settings
 from iceburg.database import UnifiedDatabase
 from iceburg.demo.generator import generate
 from iceburg.errors import TargetError, UsageError
+from iceburg.migration.output import Output
 from iceburg.migration.worker import StoppedError
 from iceburg.records import Store
 from iceburg.sources.chroma import ChromaStore
@@ -227,8 +228,9 @@ def test_a_directory_that_is_not_empty_is_refused(small: tuple[str, Path], tmp_p
         roll_back(dsn, directory, tmp_path / "out" / "mine")
     assert snapshot(tmp_path / "out") == before
     # The installation itself least of all.
-    with pytest.raises(UsageError, match="not empty"):
-        roll_back(dsn, directory, directory)
+    for inside in (directory, directory / "restored"):
+        with pytest.raises(UsageError, match="in the installation"):
+            roll_back(dsn, directory, inside)
 
 
 def test_a_rollback_of_another_target_is_refused(small: tuple[str, Path], tmp_path: Path, database: str) -> None:
@@ -299,6 +301,49 @@ def test_a_rollback_that_was_stopped_goes_on(small: tuple[str, Path], tmp_path: 
     assert compare_installations.compare(directory, tmp_path / "out") == []
     again = roll_back(dsn, directory, tmp_path / "out")
     assert (again.status, {store.state for store in again.stores}) == ("complete", {"kept"})
+
+
+class KilledError(BaseException):
+    """As if the process had ended here."""
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"), [("note_done", 1), ("note_done", 2), ("_set", 1), ("_set", 2), ("_set", 3), ("_save", 1)]
+)
+def test_a_kill_between_a_file_and_the_note_of_it(
+    small: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int
+) -> None:
+    dsn, directory = small
+    out = tmp_path / "out"
+    die_at(monkeypatch, moment, number)
+    with pytest.raises(KilledError):
+        roll_back(dsn, directory, out)
+    monkeypatch.undo()
+    assert roll_back(dsn, directory, out).status == "complete"
+    assert compare_installations.compare(directory, out) == []
+    assert [path for path in out.rglob("*") if "partial" in path.name] == []
+    # The same while what is there is written anew.
+    change(out / "m.db", "UPDATE t SET v = 'A ' WHERE k = 'a'")
+    alter(out, "m.db", "sqlite")
+    (out / STATE).write_text((out / STATE).read_text().replace('"complete": true', '"complete": false'))
+    die_at(monkeypatch, moment, 1 if moment == "note_done" else min(number, 2))
+    with pytest.raises(KilledError):
+        roll_back(dsn, directory, out)
+    monkeypatch.undo()
+    assert roll_back(dsn, directory, out).status == "complete"
+    assert compare_installations.compare(directory, out) == []
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, moment: str, number: int) -> None:
+    """End a run where a method is called for the nth time."""
+    original, calls = getattr(Output, moment), iter(range(1, 100))
+
+    def dying(self: Output, *arguments: Any) -> Any:
+        if next(calls) == number:
+            raise KilledError
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Output, moment, dying)
 
 
 def test_a_complete_rollback_is_not_made_anew(tmp_path: Path, database: str) -> None:

@@ -1,8 +1,9 @@
 """The directory that a rollback writes: never over anything, whole files only, and what is done is known afterwards.
 
 A file is written under a temporary name, brought to disk, and then given its name by a hard link, which fails where the
-name is taken. ``.iceburg-rollback.json`` in the directory says which stores are done, with their fingerprints: a second
-run goes on from there, and leaves alone what somebody has changed meanwhile.
+name is taken. ``.iceburg-rollback.json`` in the directory says which stores are done, with their fingerprints, and
+which are about to get their names: a second run goes on from there, and leaves alone what somebody has changed
+meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import replace as replace_in
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -78,6 +80,8 @@ class Output:
         """
         file = self.root / STATE_FILE
         if not file.exists():
+            # A run may have been killed over the very first thing it wrote.
+            remove(file.with_name(file.name + _PARTIAL))
             if any(self.root.iterdir()):
                 raise UsageError(
                     "It exists and is not empty: nothing is written over.", where=str(self.root), hint=_ANOTHER
@@ -101,7 +105,7 @@ class Output:
 
     def is_untouched(self, store: Store) -> bool:
         """Whether a store that is done is as it was left."""
-        return bool(self._document["stores"][store.name]["fingerprint"] == fingerprint(store))
+        return bool(self._of(store.name)["fingerprint"] == fingerprint(store))
 
     def notes(self, store: str) -> dict[str, Any]:
         """Return what was noted of a store."""
@@ -147,39 +151,31 @@ class Output:
             path.mkdir(mode=0o700)
             sync(path.parent)
 
-    def place(self, partial: Path, name: str, *, replace: bool) -> None:
-        """Give a finished file its name.
+    def place(self, partial: Path, store: Store, *, replace: bool) -> None:
+        """Give a finished file its name, and note that the store is there.
 
         Raises
         ------
         UsageError
             The name is taken, and it is not to be replaced.
         """
-        path = self.path(name)
         sync(partial)
+        # The name changes nothing of it: whoever goes on after a kill knows the file again.
+        finished = fingerprint(replace_in(store, path=partial))
+        self._set(store.name, {**self._of(store.name), "placing": finished})
         if replace:
-            partial.replace(path)
+            partial.replace(store.path)
         else:
-            try:
-                os.link(partial, path)
-            except FileExistsError:
-                raise UsageError(
-                    "It exists, and this rollback did not make it.", where=str(path), hint=_ANOTHER
-                ) from None
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                if path.exists():
-                    raise UsageError(
-                        "It exists, and this rollback did not make it.", where=str(path), hint=_ANOTHER
-                    ) from error
-                partial.rename(path)
-        sync(path.parent)
+            _link(partial, store.path)
+        sync(store.path.parent)
+        self.note_done(store)
 
-    def was_placed(self, name: str) -> bool:
-        """Whether a file got its name in a run that was killed before it could note that."""
-        path, partial = self.path(name), self._partial(name)
-        return path.exists() and partial.exists() and path.samefile(partial)
+    def recover_placed(self, store: Store) -> None:
+        """Take up a file over which a run was killed while it got its name."""
+        entry = self._of(store.name)
+        placing = entry.pop("placing", None)
+        if placing is not None and store.path.exists() and fingerprint(store) == placing:
+            self.note_done(store)
 
     def note_done(self, store: Store) -> None:
         """Note that a store is there, whole."""
@@ -194,6 +190,14 @@ class Output:
     def note_failed(self, store: Store, notes: dict[str, Any]) -> None:
         """Note that a directory could not be made."""
         self._set(store.name, {"notes": notes})
+
+    def note_taking_away(self, store: Store) -> None:
+        """Note that the entries of a directory are about to be removed, to be made anew."""
+        self._set(store.name, {"taking_away": self.entries(store.name)})
+
+    def taking_away(self, store: str) -> list[str]:
+        """Return the entries of a directory that are to be removed."""
+        return list(self._of(store).get("taking_away", ()))
 
     def forget(self, store: str) -> None:
         """Forget a store that was taken away."""
@@ -275,6 +279,21 @@ def _unwritable(what: str, where: str, *, full: bool) -> SourceError:
     hint = "Make room" if full else "Check the path, its permissions and the disk"
     again = "then run the same command again: it goes on from there."
     return SourceError(f"cannot be written: {what}", where=where, hint=f"{hint}, {again}")
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Give a file another name, if that is free; the first one stays."""
+    taken = UsageError("It exists, and this rollback did not make it.", where=str(path), hint=_ANOTHER)
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise taken from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            raise taken from error
+        partial.rename(path)
 
 
 def create(path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import TypeAlias
 from iceburg.database.catalogue import Dataset, Source
 from iceburg.database.connection import Target, connect
 from iceburg.database.schema import SchemaNames
+from iceburg.errors import UsageError
 from iceburg.migration.chroma_restore import find_python
 from iceburg.migration.output import Output, explained, open_output
 from iceburg.migration.restore_plan import RestorePlan, Wanted, find_origin, plan_restore
@@ -118,10 +119,13 @@ class Restorer:
         """
         started = time.monotonic()
         self._listener.phase(f"target: {self._target.description}")
-        python = find_python(self._options.python) if self._options.chromadb else None
+        self._refuse_inside()
+        python = find_python(self._options.python) if self._options.python is not None else None
         with connect(self._target.dsn, autocommit=True) as connection, taken(connection) as snapshot:
             origin = find_origin(connection, self._names, self._data_dir)
             plan = plan_restore(connection, self._names, self._options.wanted)
+            if python is None and self._options.chromadb and any(s.kind == "chroma" for s in plan.sources):
+                python = find_python(None)
             with open_output(self._out_dir, origin) as output, explained(self._out_dir), self._workers() as workers:
                 writer = RestoreWriter(output, plan, workers, snapshot.name, python, self._listener)
                 writer.recover()
@@ -130,6 +134,15 @@ class Restorer:
                 if report.status == "complete":
                     output.note_complete()
                 return report
+
+    def _refuse_inside(self) -> None:
+        """Refuse a directory within the installation, of which it would seem to be a part."""
+        if self._out_dir.resolve().is_relative_to(self._data_dir.resolve()):
+            raise UsageError(
+                "It is in the installation, whose stores the new files would be taken for.",
+                where=str(self._out_dir),
+                hint="Give a directory beside it, or --in-place to bring the installation up to date.",
+            )
 
     def _workers(self) -> Workers:
         return Workers(

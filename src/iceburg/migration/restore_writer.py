@@ -92,7 +92,7 @@ class RestoreWriter:
         return Built(**notes) if notes else None
 
     def recover(self) -> None:
-        """Take up files and directories that a run was killed over, after they were finished.
+        """Take up what a run was killed over.
 
         Raises
         ------
@@ -102,13 +102,13 @@ class RestoreWriter:
         changed = []
         for source in self._plan.sources:
             for place in (self.store(source), self.export(source)):
-                if self._output.is_done(place.name):
-                    if not self._output.is_untouched(place):
-                        changed.append(place.name)
-                elif place.kind == "chroma":
+                if place.kind == "chroma":
+                    self._take_rest(place)
                     self._move_rest(place)
-                elif self._output.was_placed(place.name):
-                    self._output.note_done(place)
+                else:
+                    self._output.recover_placed(place)
+                if self._output.is_done(place.name) and not self._output.is_untouched(place):
+                    changed.append(place.name)
         if changed:
             raise UsageError(
                 f"Changed since it was restored: {', '.join(changed)}.",
@@ -134,8 +134,7 @@ class RestoreWriter:
         for task, restored in self._run(run_restore, [task for task, _ in tasks.values()]):
             place = tasks[task.partial][1]
             if task.partial.exists():
-                self._output.place(task.partial, place.name, replace=self._output.is_done(place.name))
-                self._output.note_done(place)
+                self._output.place(task.partial, place, replace=self._output.is_done(place.name))
             self.restored[task.source.name] = restored
             self.written.add(task.source.name)
         self._build([source for source in ordered if source.kind == "chroma"], again=again)
@@ -202,9 +201,15 @@ class RestoreWriter:
 
     def _take_away(self, place: Store) -> None:
         """Remove the entries of a directory that an earlier run has made, and nobody has touched since."""
-        for name in self._output.entries(place.name):
+        self._output.note_taking_away(place)
+        self._take_rest(place)
+
+    def _take_rest(self, place: Store) -> None:
+        entries = self._output.taking_away(place.name)
+        for name in entries:
             remove(place.path / name)
-        self._output.forget(place.name)
+        if entries:
+            self._output.forget(place.name)
 
 
 def export_name(store: str, taken: Iterable[str]) -> str:
