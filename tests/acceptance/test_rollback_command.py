@@ -145,7 +145,7 @@ def test_an_installation_that_the_embedded_server_does_not_know_makes_nothing(tm
 
 def test_ctrl_c_stops_between_batches_and_the_next_run_goes_on(tmp_path: Path, database: str) -> None:
     directory = tmp_path / "data"
-    generate(directory, entities=4000, vectors=0, metadata_rows=20, seed=4)
+    generate(directory, entities=2000, vectors=0, conversations=50, metadata_rows=20, lines=50, seed=4)
     migrate_fully(database, directory)
     arguments = ("rollback", directory, tmp_path / "out", "--dsn", database, "--no-chromadb")
     program = start_program(*arguments)

@@ -49,7 +49,7 @@ STATE = ".iceburg-rollback.json"
 @pytest.fixture(scope="module")
 def installation(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     directory = tmp_path_factory.mktemp("rollback") / "data"
-    generate(directory, entities=300, vectors=60, metadata_rows=30, seed=7)
+    generate(directory, entities=200, vectors=60, metadata_rows=20, lines=100, seed=7)
     with fresh_database(server_dsn) as dsn:
         migrate_fully(dsn, directory)
         yield dsn, directory
@@ -118,7 +118,7 @@ def test_what_was_written_to_postgresql_alone_comes_back(
         migrate_fully(dsn, directory)
         with alone(directory, dsn) as db:
             model = Alone(directory, db, seed=3)
-            model.write(300)
+            model.write(200)
         # The files may be gone.
         shutil.rmtree(directory)
         report = roll_back(dsn, directory, tmp_path / "out")
@@ -308,7 +308,8 @@ class KilledError(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("moment", "number"), [("note_done", 1), ("note_done", 2), ("_set", 1), ("_set", 2), ("_set", 3), ("_save", 1)]
+    ("moment", "number"),
+    [("note_done", 1), ("note_done", 2), ("_set", 1), ("_set", 2), ("_set", 3), ("_save", 1), ("remove_partial", 3)],
 )
 def test_a_kill_between_a_file_and_the_note_of_it(
     small: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int

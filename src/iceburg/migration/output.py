@@ -131,11 +131,15 @@ class Output:
 
     def partial(self, name: str) -> Path:
         """Return the temporary place of a store, in the same directory; what is there is removed."""
-        found = self._partial(name)
-        self._make_directories(found.parent)
+        self._make_directories(self._partial(name).parent)
+        self.remove_partial(name)
+        return self._partial(name)
+
+    def remove_partial(self, name: str) -> None:
+        """Remove what a run has left at the temporary place of a store."""
         for suffix in ("", "-journal", "-wal", "-shm"):
+            found = self._partial(name)
             remove(found.with_name(found.name + suffix))
-        return found
 
     def _partial(self, name: str) -> Path:
         # The store that is the directory itself has no name in it.
@@ -181,7 +185,7 @@ class Output:
         """Note that a store is there, whole."""
         kept = {name: value for name, value in self._of(store.name).items() if name in ("entries", "notes")}
         self._set(store.name, {**kept, "fingerprint": fingerprint(store)})
-        remove(self._partial(store.name))
+        self.remove_partial(store.name)
 
     def note_moving(self, store: Store, entries: list[str], notes: dict[str, Any]) -> None:
         """Note that the entries of a finished directory are about to get their names."""

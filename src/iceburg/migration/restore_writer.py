@@ -107,7 +107,10 @@ class RestoreWriter:
                     self._move_rest(place)
                 else:
                     self._output.recover_placed(place)
-                if self._output.is_done(place.name) and not self._output.is_untouched(place):
+                if not self._output.is_done(place.name):
+                    continue
+                self._output.remove_partial(place.name)
+                if not self._output.is_untouched(place):
                     changed.append(place.name)
         if changed:
             raise UsageError(
