@@ -20,6 +20,7 @@ from psycopg.conninfo import make_conninfo
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
 from iceburg.migration.in_place import InPlace, InPlaceOptions
+from iceburg.migration.live import LiveMigrator
 from iceburg.migration.migrator import Migrator
 from iceburg.migration.report import DatasetReport, MigrationReport
 from iceburg.migration.restore import RestoreOptions, Restorer
@@ -65,6 +66,17 @@ class Listener:
             self._on_advance(event)
 
 
+def meanwhile(*steps: Callable[[], Any]) -> Listener:
+    """Hear of the batches, and do a step after each while there are any."""
+    left = list(steps)
+
+    def work(_event: object) -> None:
+        if left:
+            left.pop(0)()
+
+    return Listener(work)
+
+
 def migrate(
     dsn: str,
     data_dir: Path,
@@ -83,6 +95,27 @@ def migrate(
         Options(**{"jobs": 1, **options}),
         listener or Listener(),
         stopping,
+    ).run()
+
+
+def migrate_live(
+    dsn: str,
+    data_dir: Path,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    listener: Listener | None = None,
+    **options: Any,
+) -> MigrationReport:
+    """Migrate in this process while something writes."""
+    return LiveMigrator(
+        Target(dsn, "test", embedded=False),
+        data_dir,
+        discover(data_dir),
+        schema_names(None),
+        Options(**{"jobs": 1, **options}),
+        listener or Listener(),
+        stopping,
+        lambda: discover(data_dir),
     ).run()
 
 

@@ -21,7 +21,7 @@ import typer
 from typer.testing import CliRunner
 
 from iceburg import cli, config, log_view
-from iceburg.database import arming
+from iceburg.database import adoption, arming
 from iceburg.database.embedded import ServerStatus
 from iceburg.database.embedded_databases import EmbeddedDatabase
 from iceburg.database.schema import schema_files, schema_names
@@ -314,6 +314,7 @@ def test_every_reason_that_occurs_is_documented(tmp_path: Path) -> None:
                 restore_report.Note,
             ),
         ),
+        ("adopt", (adoption.Adopted,)),
         ("log", (log_view.Logs, arming.InstalledLog, arming.RemovedLog, arming.LogStatus, arming.NotLogged)),
     ],
 )

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from iceburg.config import Settings
 from iceburg.database import Entity, UnifiedDatabase
 from iceburg.database.catalogue import Catalogue
-from iceburg.database.postgres_change import WRITE_LOCK
+from iceburg.database.postgres_change import WRITERS_LOCK
 from iceburg.database.schema import schema_names
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import TargetError
@@ -339,7 +339,7 @@ def test_an_application_that_is_writing_is_waited_for_and_not_overtaken(installa
         database, "SELECT dataset_id FROM iceburg_migration.datasets WHERE name = 'conversations.db/conversations'"
     )
     with psycopg.connect(database, autocommit=True) as other:
-        other.execute("SELECT pg_advisory_lock(%s, %s)", (WRITE_LOCK, number))
+        other.execute("SELECT pg_advisory_lock(%s, %s)", (WRITERS_LOCK, number))
         other.execute("SET lock_timeout = 0")
         with pytest.raises(TargetError, match="is writing"):
             roll_back_in_place(database, installation, patience=0.1)

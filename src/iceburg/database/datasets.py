@@ -118,13 +118,13 @@ def reconcile(connection: psycopg.Connection, names: SchemaNames, store: Store) 
     return source, anew
 
 
-def set_constraints_aside(connection: psycopg.Connection, catalogue: Catalogue, source: Source) -> None:
+def set_constraints_aside(connection: psycopg.Connection, catalogue: Catalogue, source_id: int) -> None:
     """Drop foreign keys and unique constraints of a source's own tables while its changes are applied.
 
     SQLite does not enforce foreign keys by default, and rows arrive in another order than they were written: both would
     cost rows. `migrate` makes them again.
     """
-    for dataset in catalogue.datasets(source.source_id):
+    for dataset in catalogue.datasets(source_id):
         if dataset.definition["mapping"] == "table":
             loosen(connection, dataset)
 

@@ -25,6 +25,7 @@ from iceburg.mappings.table import ROWID_COLUMN
 from iceburg.mappings.vectors import TABLE_COLUMNS
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores, dataset_name, name_collections
+from iceburg.sources.discovery import jsonl_stem
 from iceburg.sources.jsonl_layout import read_layout
 from iceburg.sources.sqlite_fetch import lenient_text
 from iceburg.sources.sqlite_rows import TableReader
@@ -109,10 +110,7 @@ def plan_store(
         The store cannot be read.
     """
     if store.kind == "jsonl":
-        stem = PurePosixPath(store.name).name
-        for suffix in (".gz", ".jsonl", ".ndjson", ".jsonlines"):
-            stem = stem.removesuffix(suffix)
-        definition = {"mapping": "telemetry", "stem": stem}
+        definition = {"mapping": "telemetry", "stem": jsonl_stem(PurePosixPath(store.name).name)}
         planned = PlannedDataset(store.name, definition, names.data, "telemetry")
         return StorePlan((planned,), description=asdict(read_layout(store.path, store.name)))
     if store.kind == "chroma":

@@ -20,7 +20,7 @@ import psycopg
 
 from iceburg.database.catalogue import Dataset, Source
 from iceburg.database.connection import Target
-from iceburg.database.postgres_change import WRITE_LOCK
+from iceburg.database.postgres_change import WRITERS_LOCK
 from iceburg.database.schema import SchemaNames
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import SourceError, TargetError
@@ -148,7 +148,7 @@ class InPlace:
                     return plan
                 # A writer may have made a dataset since the plan was read; once the locks are held, none can.
                 for number in sorted(plan.rows.keys() - held):
-                    connection.execute(_LOCK, (WRITE_LOCK, number))
+                    connection.execute(_LOCK, (WRITERS_LOCK, number))
                     held.add(number)
         except psycopg.errors.LockNotAvailable:
             raise TargetError(

@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.types.json import Jsonb
 
-from iceburg.database.kept import SELECT_ORIGINALS, Kept, forget_kept, keep, unpack_value
+from iceburg.database.kept import SELECT_ORIGINALS, Kept, forget_kept, keep, kept_keys, unpack_value
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import TargetError
 from iceburg.mappings.mapping import Original
@@ -138,6 +138,15 @@ class Ledger:
         """Have all streams of a dataset gone through again."""
         self.connection.execute(self.names.format(statements.REOPEN_STREAMS), (dataset_id,))
 
+    def mark_stale(self, dataset_ids: Sequence[int], stale: bool = True) -> None:
+        """Note that rows of datasets may be there whose records were gone before their log began; or that none are."""
+        self.connection.execute(self.names.format(statements.MARK_STALE), (stale, list(dataset_ids)))
+
+    def stale(self, source_id: int) -> frozenset[int]:
+        """Return the datasets of a source that are so marked."""
+        rows = self.connection.execute(self.names.format(statements.SELECT_STALE), (source_id,)).fetchall()
+        return frozenset(number for (number,) in rows)
+
     def chunks(self, stream: Stream) -> Iterator[Chunk]:
         """Return a stream's chunks, in order."""
         last = -1
@@ -211,8 +220,7 @@ class Ledger:
 
     def kept_keys(self, dataset_id: int) -> set[str]:
         """Return the keys of all records of which something is kept."""
-        rows = self.connection.execute(self.names.format(statements.SELECT_KEPT_KEYS), {"id": dataset_id})
-        return {key for (key,) in rows}
+        return kept_keys(self.connection, self.names, dataset_id)
 
     def reasons(self) -> list[dict[str, Any]]:
         """Summarise what is kept: dataset, kind, reason, count and a few keys."""

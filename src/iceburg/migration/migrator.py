@@ -18,6 +18,7 @@ import psycopg
 from iceburg.database.bootstrap import claim_target
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.connection import Target
+from iceburg.database.phases import Phase, require_phase
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import IceburgError, SourceError
 from iceburg.migration.completion import complete_stores
@@ -88,7 +89,7 @@ class Migrator:
         """
         started = time.monotonic()
         self._listener.phase(f"target: {self._target.description}")
-        with connect_writer(self._target.dsn) as connection, OpenStores() as stores:
+        with connect_writer(self._target.dsn) as connection, self._open_stores() as stores:
             claim_target(connection, self._names, self._data_dir, moved=self._options.moved)
             ledger = Ledger(connection, self._names)
             self._run = Run(
@@ -100,21 +101,15 @@ class Migrator:
                 self._options,
                 self._listener,
             )
+            self._begin()
             run_id = self._run.ledger.start_run("migrate")
             interrupted = False
             try:
                 self._find_missing()
                 work = self._prepare_all(stores)
                 unchanged = not work and not self._run.problems
-                with Workers(
-                    self._options.jobs,
-                    self._target.dsn,
-                    self._names,
-                    stopping=self._stopping,
-                    on_advance=self._listener.advance,
-                ) as workers:
-                    self._load(workers, stores, work)
-                    complete_stores(self._run, workers, work)
+                with self._workers() as workers:
+                    self._bring_over(workers, stores, work)
             except StoppedError:
                 interrupted, unchanged = True, False
             except (IceburgError, psycopg.Error) as error:
@@ -133,6 +128,32 @@ class Migrator:
             # The session's commits are synchronous: this one makes durable all that the workers committed before.
             self._run.ledger.finish_run(run_id, "interrupted" if interrupted else report.status, report.to_json())
             return report
+
+    def _open_stores(self) -> OpenStores:
+        return OpenStores()
+
+    def _workers(self) -> Workers:
+        return Workers(
+            self._options.jobs,
+            self._target.dsn,
+            self._names,
+            stopping=self._stopping,
+            on_advance=self._listener.advance,
+        )
+
+    def _begin(self) -> None:
+        """See that this kind of migration may be made of the installation as it is."""
+        require_phase(
+            self._run.connection,
+            self._names,
+            "migrate",
+            Phase.EMBEDDED,
+            hint="PostgreSQL is kept in step with its files: `iceburg-db migrate --live` brings it up to date.",
+        )
+
+    def _bring_over(self, workers: Workers, stores: OpenStores, work: list[Work]) -> None:
+        self._load(workers, stores, work)
+        complete_stores(self._run, workers, work)
 
     def _find_missing(self) -> None:
         found = {store.name for store in self._stores}
