@@ -112,8 +112,12 @@ def _settings(connection: sqlite3.Connection) -> dict[str, Any]:
 
 
 def _schema(connection: sqlite3.Connection) -> dict[Any, Any]:
-    rows = connection.execute("SELECT type, name, tbl_name, CAST(sql AS BLOB), rootpage <> 0 FROM sqlite_master")
+    query = "SELECT type, name, tbl_name, CAST(sql AS BLOB), rootpage <> 0 FROM sqlite_master"
+    rows = connection.execute(query).fetchall()
     found = {(kind, name): (table, sql, stored) for kind, name, table, sql, stored in rows if not _is_ours(name, table)}
+    counting = [row for row in rows if b"AUTOINCREMENT" in (row[3] or b"").upper()]
+    if counting and all(_is_ours(row[1]) for row in counting):
+        found.pop(("table", "sqlite_sequence"), None)  # SQLite has made it for the change log
     lists = {
         ("order of indexes", name): [row[1:] for row in connection.execute(f"PRAGMA index_list({quote(name)})")]
         for kind, name in list(found)

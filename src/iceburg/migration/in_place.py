@@ -20,6 +20,7 @@ import psycopg
 
 from iceburg.database.catalogue import Dataset, Source
 from iceburg.database.connection import Target
+from iceburg.database.phases import is_finalized
 from iceburg.database.postgres_change import WRITERS_LOCK
 from iceburg.database.schema import SchemaNames
 from iceburg.database.target_table import prepare_loaders
@@ -116,6 +117,12 @@ class InPlace:
         self._listener.phase(f"target: {self._target.description}")
         with connect_writer(self._target.dsn) as connection:
             find_origin(connection, self._names, self._data_dir)
+            if is_finalized(connection, self._names):
+                raise TargetError(
+                    "It is finalized: its files are closed, and stay what they were then.",
+                    where=str(self._data_dir),
+                    hint="Write PostgreSQL's state into a fresh directory: `iceburg-db rollback DATA_DIR OUT_DIR`.",
+                )
             prepare_loaders(connection)
             plan = self._keep_others_out(connection)
             as_of = datetime.now(UTC)
