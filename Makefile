@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test contract lint types check bench bench-live bench-operations dual-mutations live-campaign load-campaign kill-campaign kill-campaign-each clean
+.PHONY: demo test contract lint types check bench bench-live bench-operations dual-mutations live-campaign load-campaign \
+	kill-campaign kill-campaign-each rollback-campaign chroma-campaign clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -61,5 +62,21 @@ kill-campaign: $(VENV)/.installed
 kill-campaign-each: $(VENV)/.installed
 	$(BIN)/python -m tests.faults.kill_campaign --entities 1500000 --kills 20 --each --matrix-only
 
+# There and back, with a thousand writes to PostgreSQL alone and forty kills; then files of every form; a quarter of an hour.
+rollback-campaign: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.rollback_campaign --entities 100000 --writes 1000 --kills 20
+	ICEBURG_ROLLBACK_EXAMPLES=400 $(BIN)/python -m pytest -q tests/integration/test_rollback_laws.py
+
+# An environment with chromadb itself, half a gigabyte: what rollback makes Chroma directories with.
+.venv-chroma/.installed: requirements-chroma.lock
+	$(PYTHON) -m venv .venv-chroma
+	.venv-chroma/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-chroma.lock
+	touch $@
+
+# Every Chroma store of the fixtures, there and back, opened and asked by chromadb; some minutes.
+chroma-campaign: $(VENV)/.installed .venv-chroma/.installed
+	$(BIN)/python -m pytest -q tests/acceptance/test_rollback_chroma.py
+	$(BIN)/python -m tests.acceptance.chroma_campaign .venv-chroma/bin/python
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-chroma build dist

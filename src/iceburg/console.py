@@ -24,8 +24,10 @@ from iceburg.migration.final_report import FinalReport
 from iceburg.migration.follow_report import FollowReport, FollowStatus
 from iceburg.migration.inspection import Inspection
 from iceburg.migration.report import MigrationReport
+from iceburg.migration.restore_report import RollbackReport
 from iceburg.migration.status import Status
 from iceburg.migration.worker import Advance
+from iceburg.rollback_view import render_rollback
 from iceburg.verification.consistency_report import ConsistencyReport
 from iceburg.verification.report import RecordDifference, VerificationReport
 
@@ -51,6 +53,8 @@ _NUMERIC: Final = frozenset(
         "applied up to",
         "rechecked",
         "unsettled",
+        "restored",
+        "changed",
         "records",
         "without vector",
     )
@@ -252,7 +256,6 @@ def show_consistency(report: ConsistencyReport) -> None:
     columns = (
         "dataset",
         "source rows",
-        "target rows",
         "quarantined",
         "compared",
         "rechecked",
@@ -363,6 +366,11 @@ def show_final(report: FinalReport) -> None:
 def server_document(status: ServerStatus) -> dict[str, Any]:
     """Return the document that ``server ... --json`` prints."""
     return {"running": status.running, **dataclasses.asdict(status)}
+
+
+def show_rollback(report: RollbackReport) -> None:
+    """Print what a rollback has written, and what checking it found."""
+    render_rollback(_printer(), report, _table)
 
 
 def show_server(status: ServerStatus) -> None:

@@ -25,7 +25,7 @@ from iceburg.database.phases import Phase, PhaseError, move_phase, phase_changes
 from iceburg.database.protocol import Entity
 from iceburg.database.schema import schema_names
 from iceburg.database.unified_db import UnifiedDatabase
-from iceburg.errors import FencedError, SourceBusyError, SourceError
+from iceburg.errors import FencedError, SourceBusyError, SourceError, TargetError
 from iceburg.migration import archive, finalizer
 from iceburg.migration.archive import SUMS, check_archive
 from iceburg.migration.final_report import FinalReport, Verdict, Verified
@@ -34,8 +34,19 @@ from iceburg.migration.pace import FilePace
 from iceburg.records import Store
 from iceburg.sources.discovery import discover
 from iceburg.verification.consistency import ConsistencyCheck
+from tests.acceptance import compare_installations
 from tests.fixtures.chroma.unpack import unpack
-from tests.support import Listener, assert_identical, change, migrate_live, rows, run_sql, verify
+from tests.support import (
+    Listener,
+    assert_identical,
+    change,
+    migrate_live,
+    roll_back,
+    roll_back_in_place,
+    rows,
+    run_sql,
+    verify,
+)
 
 NAMES = schema_names(None)
 
@@ -192,6 +203,23 @@ def test_the_archive_has_the_files_as_the_application_knew_them(data: Path, data
     (place / "matrix.db").write_bytes(b"changed")
     again = finalize(database, data, archive=place)
     assert again.problems == () or again.problems == ("matrix.db is not what was archived",)
+
+
+def test_what_was_finalized_comes_home_into_fresh_files(
+    data: Path, database: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("home")
+    shutil.copytree(data, place / "before", ignore=shutil.ignore_patterns(".iceburg"))
+    finalize(database, data)
+    assert roll_back(database, data, place / "out").status == "complete"
+    assert compare_installations.compare(place / "before", place / "out") == []
+    with layer(data, database, flag=False) as unified:
+        unified.conversations.save("late", "q", "a")
+    assert roll_back(database, data, place / "later").status == "complete"
+    with layer(place / "later", database, flag=False) as unified:
+        assert [c.conversation_id for c in unified.conversations.newest(limit=9)] == ["late", "first"]
+    with pytest.raises(TargetError, match="It is finalized"):
+        roll_back_in_place(database, data)
 
 
 # What has to hold

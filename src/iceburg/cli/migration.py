@@ -35,16 +35,19 @@ from iceburg.cli.application import (
     stoppable,
     stopped,
 )
+from iceburg.cli.rollback import run_restorer
 from iceburg.cli.verification import run_verifier
 from iceburg.database.connection import Target
 from iceburg.database.indexes import VECTOR_INDEXES
 from iceburg.database.schema import schema_names
 from iceburg.errors import UsageError
+from iceburg.migration.chroma_restore import find_python
 from iceburg.migration.forget import forget_source
 from iceburg.migration.inspection import inspect as inspect_stores
 from iceburg.migration.live import LiveMigrator
 from iceburg.migration.migrator import Migrator
 from iceburg.migration.report import MigrationReport
+from iceburg.migration.restore import RestoreOptions
 from iceburg.migration.run import Options
 from iceburg.migration.status import read_status
 from iceburg.migration.throttle import DEFAULT_LIMIT
@@ -85,7 +88,7 @@ def demo(
     jobs: Jobs = DEFAULT_JOBS,
     as_json: AsJson = False,
 ) -> int:
-    """Write a realistic installation, migrate it and verify every record."""
+    """Write a realistic installation, migrate it, verify every record, roll back and compare."""
     # numpy comes with the generator; the other commands' main process does without it.
     from iceburg.demo.installation import ensure_installation
 
@@ -98,13 +101,20 @@ def demo(
         if migration.interrupted:
             return stopped(stop)
         verification = run_verifier(target, stores, schema, stop, narrowed=False, jobs=jobs, sample=None, limit=10)
+        restored = directory.absolute().with_name(f"{directory.absolute().name}-restored")
+        options = RestoreOptions(jobs, limit=10, chromadb=find_python(None) is not None)
+        rollback = run_restorer(target, directory, restored, schema, options, stop)
     if as_json:
-        console.print_json({"migrate": migration.to_json(), "verify": verification.to_json()})
+        console.print_json(
+            {"migrate": migration.to_json(), "verify": verification.to_json(), "rollback": rollback.to_json()}
+        )
     else:
         console.show_migration(migration)
         sys.stdout.write("\n")
         console.show_verification(verification)
-    well = migration.status == "complete" and verification.status == "identical"
+        sys.stdout.write("\n")
+        console.show_rollback(rollback)
+    well = migration.status == "complete" and verification.status == "identical" and not rollback.differences
     return OK if well else FINDINGS
 
 

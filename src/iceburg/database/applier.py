@@ -358,6 +358,8 @@ class SqliteApplier:
             if len(there) + len(gone) != 1:
                 return None
             one = (there or gone)[0], bool(there)
+        if table.counts and not one[1]:
+            return None  # AUTOINCREMENT's counter is to be kept as well
         return quick, SingleChange(*one, changes[-1].seq, len(changes))
 
     def advance(self, connection: psycopg.Connection, limit: int) -> Applied:
@@ -475,6 +477,8 @@ class SqliteApplier:
             self._write(connection, tables, changed)
         finally:
             changed.spool.close()
+        for name, number in changed.counters.items():
+            Catalogue(connection, self._names).note_number(position.source_id, name, number)
         if count:
             self._note_counts(connection, tables, counts)
         if copied is not None:

@@ -22,6 +22,7 @@ Record = tuple[Value, ...]
 _BATCH: Final = 400
 _WHOLE_BATCH: Final = 5_000
 _ALL: Final = 1 << 62
+_COUNTER: Final = "SELECT seq FROM sqlite_sequence WHERE name = ?"
 # Rows beyond this go to a file: the read transaction has to end before PostgreSQL is written.
 _IN_MEMORY: Final = 20_000
 
@@ -51,6 +52,11 @@ class TrackedTable:
     def name(self) -> str:
         """The table's name in its file."""
         return str(self.dataset.definition["source_table"])
+
+    @property
+    def counts(self) -> bool:
+        """Whether AUTOINCREMENT numbers its records, and gives no number twice."""
+        return bool(self.dataset.definition["description"]["autoincrement"])
 
     @property
     def by_rowid(self) -> bool:
@@ -122,6 +128,8 @@ class ChangedRows:
         By table: records of which only what identifies them counts; they are not there any more.
     spool
         The records that are there.
+    counters
+        AUTOINCREMENT's counter of the tables of which records are gone: it may be above all that are there.
     """
 
     last: int
@@ -129,6 +137,7 @@ class ChangedRows:
     whole: set[str] = field(default_factory=set)
     gone: dict[str, list[Record]] = field(default_factory=dict)
     spool: Spool = field(default_factory=Spool)
+    counters: dict[str, int] = field(default_factory=dict)
 
 
 def read_changed(
@@ -173,6 +182,11 @@ def read_changed(
         there, gone = _current(connection, tables[name], list(keys), encoding)
         found.spool.add(name, there)
         found.gone[name] = gone
+    losing = [name for name in tables if (name in found.whole or found.gone.get(name)) and tables[name].counts]
+    for name in losing:
+        row = connection.execute(_COUNTER, (name,)).fetchone()
+        if row is not None and isinstance(row[0], int):
+            found.counters[name] = row[0]
     return found
 
 

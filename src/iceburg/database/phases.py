@@ -157,7 +157,6 @@ MOVES: Final[Mapping[tuple[Phase, Phase], Move]] = {
     # Never checked: the way back is open at any moment.
     (Phase.DUAL, Phase.FOLLOWING): Move(frozenset({"cutover", "monitor"})),
     (Phase.DUAL, Phase.FINALIZED): Move(frozenset({"finalize"}), (_copied, _closed)),
-    (Phase.FINALIZED, Phase.EMBEDDED): Move(frozenset({"rollback"})),
 }
 
 

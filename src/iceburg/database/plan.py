@@ -26,6 +26,7 @@ from iceburg.mappings.vectors import TABLE_COLUMNS
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores, dataset_name, name_collections
 from iceburg.sources.discovery import jsonl_stem
+from iceburg.sources.jsonl_layout import read_layout
 from iceburg.sources.sqlite_fetch import lenient_text
 from iceburg.sources.sqlite_rows import TableReader
 from iceburg.sources.sqlite_schema import DatabaseDescription, Table
@@ -110,7 +111,8 @@ def plan_store(
     """
     if store.kind == "jsonl":
         definition = {"mapping": "telemetry", "stem": jsonl_stem(PurePosixPath(store.name).name)}
-        return StorePlan((PlannedDataset(store.name, definition, names.data, "telemetry"),))
+        planned = PlannedDataset(store.name, definition, names.data, "telemetry")
+        return StorePlan((planned,), description=asdict(read_layout(store.path, store.name)))
     if store.kind == "chroma":
         return _plan_chroma(stores, store, names)
     return _plan_sqlite(stores, store, names, known, taken)
@@ -150,7 +152,7 @@ def _plan_sqlite(
             }
             found.append(PlannedDataset(name, definition, names.data, "embeddings"))
             continue
-        if old is not None and old["mapping"] != "vectors" and old["description"] == _description(table):
+        if old is not None and old["mapping"] != "vectors" and old["description"] == describe_table(table):
             found.append(PlannedDataset(name, old, *_place(old, names, schema, tables[table.name])))
             continue
         reader = file.reader(table)
@@ -203,7 +205,7 @@ def _place(definition: Definition, names: SchemaNames, schema: str, table: str) 
     return names.data, "conversations" if kind == "conversations" else _DOCUMENTS[kind][0].target
 
 
-def _description(table: Table) -> dict[str, Any]:
+def describe_table(table: Table) -> dict[str, Any]:
     """Describe a table in JSON; what changes with every row, and is no structure, is left out."""
     found = asdict(table)
     del found["sequence"]
@@ -219,7 +221,7 @@ def _as_json(value: Any) -> Any:
 def _common(reader: TableReader, table: Table) -> Definition:
     return {
         "source_table": table.name,
-        "description": _description(table),
+        "description": describe_table(table),
         "key_width": reader.key_width,
         "columns": [column.name for column in table.columns],
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeAlias, TypeVar
 import psycopg
 from psycopg import sql
 
+from iceburg.database.catalogue import Catalogue
 from iceburg.database.indexes import INDEXES, drop_limiting_indexes, index_statement
 from iceburg.database.postgres_failures import StaleError
 from iceburg.database.record_writer import RecordWriter
@@ -44,13 +45,6 @@ SELECT 1 + greatest(0,
     (SELECT max((e.value ->> 'sequence')::bigint)
      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') e
      WHERE s.source_id = {source} AND e.value ->> 'name' = {name}))
-"""
-_NOTE_NUMBER: Final[LiteralString] = """
-UPDATE {state}.sources s SET description = jsonb_set(s.description, e.path, to_jsonb(%(number)s::bigint))
-FROM (SELECT ARRAY['tables', (e.ordinality - 1)::text, 'sequence'] AS path, (e.value ->> 'sequence')::bigint AS sequence
-      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') WITH ORDINALITY e
-      WHERE s.source_id = {source} AND e.value ->> 'name' = {name}) e
-WHERE s.source_id = {source} AND coalesce(e.sequence, 0) < %(number)s
 """
 
 
@@ -109,7 +103,10 @@ class Change:
 
     def note_number(self, number: int) -> None:
         """See that the number of a row that is removed is not given again."""
-        self.run(_NOTE_NUMBER, {"number": number})
+        dataset = self.bound.dataset
+        Catalogue(self.connection, self._session.names).note_number(
+            dataset.source_id, dataset.definition["source_table"], number
+        )
 
     def write(self, records: Sequence[Any], gone: Sequence[Any] = (), *, new: bool = False) -> None:
         """Write records over what is there, or `new` ones beside it, and remove those of `gone`.

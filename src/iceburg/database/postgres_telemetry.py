@@ -53,6 +53,7 @@ SELECT greatest(0,
     (SELECT max(t.byte_offset) + 1 FROM {table} AS t WHERE {owned}),
     (SELECT max(substring(record_key FROM '^\\[([0-9]+)\\]$')::bigint) + 1 FROM {state}.quarantine
      WHERE dataset_id = {dataset}),
+    (SELECT (description ->> 'end')::bigint FROM {state}.sources WHERE source_id = {source}),
     (SELECT position FROM {state}.positions WHERE source_id = {source}))
 """
 

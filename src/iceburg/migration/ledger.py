@@ -85,7 +85,7 @@ class Ledger:
             Another migration of this target is running.
         """
         deadline = time.monotonic() + _PATIENCE
-        while not self._try_lock():
+        while not self.try_lock():
             if time.monotonic() < deadline:
                 time.sleep(_POLL)
                 continue
@@ -99,7 +99,8 @@ class Ledger:
         assert fence is not None  # noqa: S101 - the installation's row exists
         return int(fence[0])
 
-    def _try_lock(self) -> bool:
+    def try_lock(self) -> bool:
+        """Keep migrations of this target out as long as the session lives; return whether none is running."""
         row = self.connection.execute(statements.TRY_LOCK, (f"iceburg-db migrate {self.names.state}",)).fetchone()
         return row is not None and bool(row[0])
 

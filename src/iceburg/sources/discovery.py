@@ -12,7 +12,7 @@ from pathlib import Path
 from iceburg.errors import UsageError
 from iceburg.records import Store, StoreKind
 from iceburg.sources.peek import SQLITE_MAGIC, read_head
-from iceburg.sources.recognise import has_chroma_tables, is_jsonl
+from iceburg.sources.recognise import has_chroma_tables, is_export, is_jsonl
 from iceburg.sources.sqlite_header import HEADER_SIZE, header_problem
 
 CATALOGUE = "chroma.sqlite3"
@@ -54,8 +54,8 @@ def discover(
 
     A store that cannot be read, or a file or directory that may be one and cannot be looked into, is in the list with
     its `problem`. Not looked into are directories behind symbolic links, ``.git``, ours and PostgreSQL data
-    directories; files that are fenced are left out. Of several names of one file (hard and symbolic links) the list has
-    one.
+    directories; files that are fenced, and exports of a rollback, are left out. Of several names of one file (hard and
+    symbolic links) the list has one.
 
     Parameters
     ----------
@@ -188,6 +188,8 @@ def _file(root: Path, path: Path) -> Iterator[_Found]:
             return
         head = read_head(real, HEADER_SIZE)
         problem = None
+        if head.startswith(SQLITE_MAGIC) and is_export(head):
+            return
         if head.startswith(SQLITE_MAGIC):
             kind = "chroma" if has_chroma_tables(real) else "sqlite"
             problem = header_problem(real) if kind == "sqlite" else None

@@ -150,7 +150,7 @@ class SqliteFile:
             connection.execute("BEGIN")
             header = self._header()
             mode: Literal["wal", "delete"] = "wal" if header is not None and header.wal else "delete"
-            return describe(connection, mode, self.name)
+            return describe(connection, mode, self.name, empty_file=header is None)
 
         return self.run(read)
 
