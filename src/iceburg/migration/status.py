@@ -12,7 +12,7 @@ from iceburg.database.arming import read_logs
 from iceburg.database.catalogue import Catalogue, Source
 from iceburg.database.connection import Target, connect
 from iceburg.database.known_target import KnownPositions
-from iceburg.database.phases import phase_changes, read_phase
+from iceburg.database.phases import Phase, phase_changes, read_phase
 from iceburg.database.positions import BEING_MIGRATED, CLOSED, Position, find_position
 from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.database.statements import SELECT_INSTALLATION
@@ -89,7 +89,12 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
         check_schema(connection, names)
         catalogue, ledger = Catalogue(connection, names), Ledger(connection, names)
         by_name = {store.name: store for store in stores}
-        sources = tuple(_source(connection, names, source, by_name.get(source.name)) for source in catalogue.sources())
+        phase = read_phase(connection, names)
+        closed = phase.phase is Phase.FINALIZED
+        sources = tuple(
+            _source(connection, names, source, by_name.get(source.name), closed=closed)
+            for source in catalogue.sources()
+        )
         kept = ledger.kept_counts()
         progress = ledger.progress()
         datasets = tuple(
@@ -112,7 +117,6 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
             for run, command, start, end, status in connection.execute(names.format(statements.SELECT_RUNS), (5,))
         ]
         row = connection.execute(names.format(SELECT_INSTALLATION)).fetchone()
-        phase = read_phase(connection, names)
         heartbeat = read_heartbeat(connection, names)
         complete = all(source.complete and source.state in _WELL for source in sources)
         return Status(
@@ -130,13 +134,15 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
         )
 
 
-def _source(connection: psycopg.Connection, names: SchemaNames, source: Source, store: Store | None) -> SourceStatus:
+def _source(
+    connection: psycopg.Connection, names: SchemaNames, source: Source, store: Store | None, *, closed: bool
+) -> SourceStatus:
     position = find_position(connection, names, source.name)
     pending = None
-    if position is None:
-        state = _state(store, source.fingerprint)
-    elif position.log_id == CLOSED:
+    if closed or (position is not None and position.log_id == CLOSED):
         state = "closed"
+    elif position is None:
+        state = _state(store, source.fingerprint)
     elif position.log_id == BEING_MIGRATED:
         state = "catching up" if source.complete else "being copied"
     else:
