@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test contract lint types check bench bench-operations load-campaign kill-campaign kill-campaign-each clean
+.PHONY: demo test contract lint types check bench bench-live bench-operations dual-mutations live-campaign load-campaign \
+	kill-campaign kill-campaign-each rollback-campaign chroma-campaign clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -21,6 +22,10 @@ test: $(VENV)/.installed
 contract: $(VENV)/.installed
 	ICEBURG_CONTRACT=all $(BIN)/python -m pytest -n 2 --dist load tests/contract
 
+# The guards of dual write taken out one at a time; some hours. Which check fails then goes to docs/dual-write.md.
+dual-mutations: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.guard_mutations --write
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,9 +41,18 @@ bench: $(VENV)/.installed
 bench-operations: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.operations --entities 1500000
 
+# What an application feels of a live migration, lag, catching up; about three minutes.
+bench-live: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.live --entities 300000
+
 # Four processes, 5,000 writes each, PostgreSQL killed ten times meanwhile; some minutes.
 load-campaign: $(VENV)/.installed
 	$(BIN)/python -m tests.faults.load_campaign --processes 4 --writes 5000 --restarts 10
+
+# Twenty times the whole way under load, from migrate --live to finalize, half of them with kills; a quarter of an hour.
+# CHROMA names Pythons that have chromadb, with commas between them.
+live-campaign: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.live_campaign --seeds 20 $(if $(CHROMA),--chroma $(CHROMA))
 
 # Twenty kills at random moments of a large migration, and of bringing it up to date; about a quarter of an hour.
 kill-campaign: $(VENV)/.installed
@@ -48,5 +62,21 @@ kill-campaign: $(VENV)/.installed
 kill-campaign-each: $(VENV)/.installed
 	$(BIN)/python -m tests.faults.kill_campaign --entities 1500000 --kills 20 --each --matrix-only
 
+# There and back, with a thousand writes to PostgreSQL alone and forty kills; then files of every form; a quarter of an hour.
+rollback-campaign: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.rollback_campaign --entities 100000 --writes 1000 --kills 20
+	ICEBURG_ROLLBACK_EXAMPLES=400 $(BIN)/python -m pytest -q tests/integration/test_rollback_laws.py
+
+# An environment with chromadb itself, half a gigabyte: what rollback makes Chroma directories with.
+.venv-chroma/.installed: requirements-chroma.lock
+	$(PYTHON) -m venv .venv-chroma
+	.venv-chroma/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-chroma.lock
+	touch $@
+
+# Every Chroma store of the fixtures, there and back, opened and asked by chromadb; some minutes.
+chroma-campaign: $(VENV)/.installed .venv-chroma/.installed
+	$(BIN)/python -m pytest -q tests/acceptance/test_rollback_chroma.py
+	$(BIN)/python -m tests.acceptance.chroma_campaign .venv-chroma/bin/python
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-chroma build dist

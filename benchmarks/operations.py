@@ -1,8 +1,12 @@
 """Each operation of the layer beside ICEBURG's own way: a new sqlite3 connection for every call, journal mode DELETE.
 
-The sides take turns, call by call, in one run on one installation: ICEBURG's way, the layer with the flag off, the
-layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone. Each side has files of its own, so that none
-waits for another's locks.
+ICEBURG's way is that of its MatrixStore and UnifiedDatabase: rows as dictionaries, the Matrix store's JSON columns
+decoded; a walk around an entity takes a query for each level.
+
+The sides take turns of some calls, as an application makes them on one side, in one run on one installation: ICEBURG's
+way, the layer with the flag off, the layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone; for
+writes also ICEBURG's way on files that have a change log. Each side has files of its own, so that none waits for
+another's locks.
 
 Run ``make bench-operations``, or ``python -m benchmarks.operations --entities 1500000``.
 """
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import shutil
@@ -30,21 +35,39 @@ from pydantic import SecretStr
 
 from benchmarks.copy_speed import fresh_database, settle
 from iceburg.config import Settings
+from iceburg.database.arming import install_logs
 from iceburg.database.embedded import EmbeddedServer
 from iceburg.database.protocol import Entity
 from iceburg.database.unified_db import UnifiedDatabase
 from iceburg.demo.generator import generate
+from iceburg.sources.discovery import discover
 
 DIMENSION = 384
 VECTORS = 5_000
-SIDES = ("ICEBURG's way", "flag off", "dual", "PostgreSQL alone")
+TURNS = 10
+WARM = 3
+SIDES = ("ICEBURG's way", "its way, logged", "flag off", "dual", "PostgreSQL alone")
+_LOGGED, _OFF, _DUAL, _ALONE = range(1, 5)
+
+
+_ENTITIES = "SELECT entity_id, name, entity_type, source, countries, datasets, properties FROM entities "
+_RELATIONSHIPS = "SELECT relationship_id, source_id, target_id, relationship_type, properties FROM relationships "
+
+
+def decoded(row: dict[str, Any]) -> dict[str, Any]:
+    """Decode the JSON columns of a row of the Matrix store, as ICEBURG's MatrixStore does."""
+    for name in ("countries", "datasets", "properties"):
+        if row.get(name):
+            row[name] = json.loads(row[name])
+    return row
 
 
 class Legacy:
     """The operations as ICEBURG's code does them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, writes_only: bool = False) -> None:
         self.folder = folder
+        self.writes_only = writes_only
 
     def _run(self, file: str, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         with closing(sqlite3.connect(self.folder / file)) as connection:
@@ -72,32 +95,47 @@ class Legacy:
         )
 
     def get(self, entity_id: str) -> list[Any]:
-        return self._run("matrix.db", "SELECT * FROM entities WHERE entity_id = ?", (entity_id,))
+        return [decoded(row) for row in self._run("matrix.db", _ENTITIES + "WHERE entity_id = ?", (entity_id,))]
 
     def search(self, text: str) -> list[Any]:
-        return self._run("matrix.db", "SELECT * FROM entities WHERE name LIKE ? LIMIT 50", (f"%{text}%",))
+        found = self._run("matrix.db", _ENTITIES + "WHERE name LIKE ? LIMIT 50", (f"%{text}%",))
+        return [decoded(row) for row in found]
 
     def relationships(self, entity_id: str) -> list[Any]:
-        return self._run(
-            "matrix.db", "SELECT * FROM relationships WHERE source_id = ? OR target_id = ?", (entity_id, entity_id)
-        )
+        found = self._run("matrix.db", _RELATIONSHIPS + "WHERE source_id = ? OR target_id = ?", (entity_id, entity_id))
+        return [decoded(row) for row in found]
 
     def network(self, entity_id: str) -> None:
-        seen, level = {entity_id}, [entity_id]
-        for _ in range(2):
-            following = []
-            for name in level:
-                for edge in self.relationships(name):
-                    for end in (edge["source_id"], edge["target_id"]):
-                        if end not in seen and len(seen) < 100:
-                            seen.add(end)
-                            following.append(end)
-            level = following
-        for name in seen:
-            self.get(name)
+        """Walk as ICEBURG's does: the entity on its own, then each level in one query, all nodes in a last one."""
+        if not self.get(entity_id):
+            return
+        with closing(sqlite3.connect(self.folder / "matrix.db")) as connection:
+            connection.row_factory = sqlite3.Row
+            seen, level, edges = {entity_id}, {entity_id}, []
+            for _ in range(2):
+                places = ",".join("?" * len(level))
+                found = connection.execute(
+                    "SELECT r.* FROM relationships r JOIN entities e1 ON e1.entity_id = r.source_id"
+                    " JOIN entities e2 ON e2.entity_id = r.target_id"
+                    f" WHERE r.source_id IN ({places}) OR r.target_id IN ({places}) LIMIT 200",
+                    (*level, *level),
+                ).fetchall()
+                edges += [decoded(dict(row)) for row in found]
+                ends = {end for row in found for end in (row["source_id"], row["target_id"])}
+                level = set(list(ends - seen)[: 100 - len(seen)])
+                if not level:
+                    break
+                seen |= level
+            places = ",".join("?" * len(seen))
+            nodes = connection.execute(_ENTITIES + f"WHERE entity_id IN ({places})", (*seen,)).fetchall()
+            known = {row["entity_id"]: decoded(dict(row)) for row in nodes}
+            [edge for edge in edges if edge["source_id"] in known and edge["target_id"] in known]
 
     def count_by_type(self) -> list[Any]:
         return self._run("matrix.db", "SELECT entity_type, count(*) FROM entities GROUP BY entity_type")
+
+    def count_by_source(self) -> list[Any]:
+        return self._run("matrix.db", "SELECT source, count(*) FROM entities GROUP BY source")
 
     def put(self, number: int) -> None:
         self._run(
@@ -106,10 +144,13 @@ class Legacy:
             (f"bench-{number}", "A name", "person", "bench", json.dumps({"n": number})),
         )
 
-    def append(self, number: int) -> None:
+    def append(self, number: int, *, synced: bool = False) -> None:
         event = {"event_type": "bench", "timestamp": time.time(), "payload": {"n": number}}
         with (self.folder / "telemetry" / "events.jsonl").open("a") as file:
             file.write(json.dumps(event) + "\n")
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
 
     def newest_events(self) -> list[Any]:
         with (self.folder / "telemetry" / "events.jsonl").open() as file:
@@ -122,19 +163,32 @@ def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(64, DIMENSION)).astype(np.float32).tolist()
     if isinstance(side, Legacy):
-        return {
+        writes: dict[str, Callable[[int], Any]] = {
             "save a conversation": lambda n: side.save(f"question {n}"),
-            "newest 20 conversations": lambda n: side.newest(),
-            "newest 20 of one conversation": lambda n: side.newest_of("bench"),
-            "get an entity": lambda n: side.get(known[n % len(known)]),
-            "search by name": lambda n: side.search(words[n % len(words)]),
-            "relationships of an entity": lambda n: side.relationships(known[n % len(known)]),
-            "network, depth 2": lambda n: side.network(known[n % len(known)]),
-            "count by type": lambda n: side.count_by_type(),
             "put an entity": side.put,
             "append an event": side.append,
-            "newest 20 events": lambda n: side.newest_events(),
+            "append an event, ICEBURG syncing it, too": lambda n: side.append(n, synced=True),
         }
+        return (
+            writes
+            if side.writes_only
+            else {
+                **writes,
+                "newest 20 conversations": lambda n: side.newest(),
+                "newest 20 of one conversation": lambda n: side.newest_of("bench"),
+                "get an entity": lambda n: side.get(known[n % len(known)]),
+                "search by name": lambda n: side.search(words[n % len(words)]),
+                "relationships of an entity": lambda n: side.relationships(known[n % len(known)]),
+                "network, depth 2": lambda n: side.network(known[n % len(known)]),
+                "count by type": lambda n: side.count_by_type(),
+                "count by source": lambda n: side.count_by_source(),
+                "newest 20 events": lambda n: side.newest_events(),
+            }
+        )
+
+    def append(n: int) -> None:
+        side.telemetry.append({"event_type": "bench", "timestamp": time.time(), "payload": {"n": n}})
+
     return {
         "save a conversation": lambda n: side.conversations.save(
             "bench", f"question {n}", "an answer", metadata={"tokens": 5}
@@ -146,10 +200,10 @@ def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str
         "relationships of an entity": lambda n: side.matrix.relationships(known[n % len(known)]),
         "network, depth 2": lambda n: side.matrix.network(known[n % len(known)]),
         "count by type": lambda n: side.matrix.count_by_type(),
+        "count by source": lambda n: side.matrix.count_by_source(),
         "put an entity": lambda n: side.matrix.put(Entity(f"bench-{n}", "A name", "person", "bench", {"n": n})),
-        "append an event": lambda n: side.telemetry.append(
-            {"event_type": "bench", "timestamp": time.time(), "payload": {"n": n}}
-        ),
+        "append an event": append,
+        "append an event, ICEBURG syncing it, too": append,
         "newest 20 events": lambda n: side.telemetry.newest(limit=20),
         f"8 nearest of {VECTORS:,} vectors": lambda n: side.embeddings.query("bench", queries[n % len(queries)]),
     }
@@ -182,15 +236,17 @@ def sides(work: Path, source: Path, admin: str) -> Iterator[tuple[str, Legacy | 
     for number, name in enumerate(SIDES):
         folder = work / f"side{number}"
         prepare(folder, source)
-        if number == 0:
-            yield name, Legacy(folder)
+        if number < _OFF:
+            if number == _LOGGED:
+                list(install_logs(discover(folder), lambda: None))
+            yield name, Legacy(folder, writes_only=number == _LOGGED)
             continue
         dsn = fresh_database(admin, f"bench_side{number}")
-        if number > 1:
+        if number > _OFF:
             command = (sys.executable, "-m", "iceburg.cli", "migrate", str(folder), "--dsn", dsn)
             subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         settings = Settings(
-            data_dir=folder, use_postgres=number > 1, dual_write=number != 3, database_url=SecretStr(dsn)
+            data_dir=folder, use_postgres=number > _OFF, dual_write=number != _ALONE, database_url=SecretStr(dsn)
         )
         yield name, UnifiedDatabase(settings)
 
@@ -223,11 +279,14 @@ def main() -> None:
         settle(server.ensure_running())
         calls = {name: operations(side, known, words) for name, side in all_sides}
         print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, {count:,} entities")
-        print(f"{options.calls} calls each, in turns; p50 / p95 in ms; ratios of p50 to ICEBURG's way\n")
+        print(
+            f"{options.calls} calls each, in turns of {options.calls // TURNS}; p50 / p95 in ms;"
+            " ratios of p50 to ICEBURG's way\n"
+        )
         print("| operation | " + " | ".join(SIDES) + " | dual | alone |")
         print("| --- |" + " ---: |" * (len(SIDES) + 2))
-        for operation in calls["flag off"]:
-            slow = operation in ("search by name", "count by type")
+        for operation in calls[SIDES[_OFF]]:
+            slow = operation.startswith(("search", "count"))
             found = measure(operation, calls, options.calls // (5 if slow else 1))
             print(row(operation, found), flush=True)
         for _, side in all_sides:
@@ -242,23 +301,28 @@ def main() -> None:
 def measure(
     operation: str, calls: dict[str, dict[str, Callable[[int], Any]]], count: int
 ) -> dict[str, tuple[float, float]]:
-    """Time an operation on every side that has it, in turns; return p50 and p95."""
+    """Time an operation on every side that has it, in turns of some calls; return p50 and p95."""
     taken: dict[str, list[float]] = {name: [] for name, of in calls.items() if operation in of}
-    for n in range(count + 5):
-        for name, seconds in taken.items():
+    names, number = list(taken), 0
+    for turn in range(TURNS):
+        # Each side comes after each other one; the first calls of a turn find the processor's caches full of that one.
+        random.Random(turn).shuffle(names)
+        for name in names:
             call = calls[name][operation]
-            started = time.perf_counter()
-            call(n)
-            if n >= 5:
-                seconds.append(time.perf_counter() - started)
+            for n in range(-WARM, count // TURNS):
+                started = time.perf_counter()
+                call(number + n + WARM)
+                if n >= 0:
+                    taken[name].append(time.perf_counter() - started)
+        number += count // TURNS + WARM
     return {name: percentiles(seconds) for name, seconds in taken.items()}
 
 
 def row(operation: str, found: dict[str, tuple[float, float]]) -> str:
     """Write a row of the table."""
     cells = [f"{found[name][0]:.2f} / {found[name][1]:.2f}" if name in found else "" for name in SIDES]
-    base = found.get(SIDES[0], found[SIDES[1]])[0]
-    ratios = [f"{found[name][0] / base:.2f}" for name in SIDES[2:]]
+    base = found.get(SIDES[0], found[SIDES[_OFF]])[0]
+    ratios = [f"{found[name][0] / base:.2f}" for name in (SIDES[_DUAL], SIDES[_ALONE])]
     return f"| {operation} | " + " | ".join([*cells, *ratios]) + " |"
 
 

@@ -20,12 +20,17 @@ from psycopg.conninfo import make_conninfo
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
 from iceburg.migration.build_progress import Build
+from iceburg.migration.in_place import InPlace, InPlaceOptions
+from iceburg.migration.live import LiveMigrator
 from iceburg.migration.migrator import Migrator
 from iceburg.migration.report import DatasetReport, MigrationReport
+from iceburg.migration.restore import RestoreOptions, Restorer
+from iceburg.migration.restore_report import RollbackReport
 from iceburg.migration.run import Options
 from iceburg.migration.worker import Advance
 from iceburg.sources.discovery import discover
 from iceburg.verification.report import RecordDifference, VerificationReport
+from iceburg.verification.restored import run_restored_check
 from iceburg.verification.verifier import Verifier
 
 REPOSITORY = Path(__file__).parent.parent
@@ -65,6 +70,17 @@ class Listener:
             self._on_advance(event)
 
 
+def meanwhile(*steps: Callable[[], Any]) -> Listener:
+    """Hear of the batches, and do a step after each while there are any."""
+    left = list(steps)
+
+    def work(_event: object) -> None:
+        if left:
+            left.pop(0)()
+
+    return Listener(work)
+
+
 def migrate(
     dsn: str,
     data_dir: Path,
@@ -83,6 +99,27 @@ def migrate(
         Options(**{"jobs": 1, **options}),
         listener or Listener(),
         stopping,
+    ).run()
+
+
+def migrate_live(
+    dsn: str,
+    data_dir: Path,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    listener: Listener | None = None,
+    **options: Any,
+) -> MigrationReport:
+    """Migrate in this process while something writes."""
+    return LiveMigrator(
+        Target(dsn, "test", embedded=False),
+        data_dir,
+        discover(data_dir),
+        schema_names(None),
+        Options(**{"jobs": 1, **options}),
+        listener or Listener(),
+        stopping,
+        lambda: discover(data_dir),
     ).run()
 
 
@@ -240,3 +277,38 @@ def run_to_the_end(dsn: str, directory: Path, *, jobs: int) -> None:
 def some_entities(count: int, start: int = 0) -> Iterable[tuple[str, str, str, str]]:
     """Return rows for entities: id, name, type and properties."""
     return ((f"e{n:06d}", f"Name {n}", "person", f'{{"n": {n}}}') for n in range(start, start + count))
+
+
+def roll_back(
+    dsn: str,
+    data_dir: Path,
+    out_dir: Path,
+    *,
+    schema: str | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+    listener: Listener | None = None,
+    **options: Any,
+) -> RollbackReport:
+    """Roll back into a directory in this process; Chroma directories are exported only, unless asked for."""
+    return Restorer(
+        Target(dsn, "test", embedded=False),
+        data_dir,
+        out_dir,
+        schema_names(schema),
+        RestoreOptions(**{"jobs": 1, "chromadb": False, **options}),
+        listener or Listener(),
+        stopping,
+        run_restored_check,
+    ).run()
+
+
+def roll_back_in_place(dsn: str, data_dir: Path, *, schema: str | None = None, **options: Any) -> RollbackReport:
+    """Bring an installation up to date in this process."""
+    return InPlace(
+        Target(dsn, "test", embedded=False),
+        data_dir,
+        schema_names(schema),
+        InPlaceOptions(**options),
+        Listener(),
+        lambda: False,
+    ).run()

@@ -14,20 +14,29 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from iceburg.adoption_view import Adoption, render_adoption
 from iceburg.database.embedded import ServerStatus
+from iceburg.final_view import render_final
+from iceburg.follow_view import render_follow
 from iceburg.inspection_view import render_inspection
 from iceburg.log_view import Logs, render_logs
 from iceburg.migration.build_progress import Build
+from iceburg.migration.final_report import FinalReport
+from iceburg.migration.follow_report import FollowReport, FollowStatus
 from iceburg.migration.inspection import Inspection
 from iceburg.migration.report import MigrationReport
+from iceburg.migration.restore_report import RollbackReport
 from iceburg.migration.status import Status
 from iceburg.migration.worker import Advance
+from iceburg.rollback_view import render_rollback
 from iceburg.verification.consistency_report import ConsistencyReport
 from iceburg.verification.report import RecordDifference, VerificationReport
 
 _PLAIN_INTERVAL: Final = 5.0
 # An index of which nothing was heard for so many seconds is there.
 _GONE: Final = 3.0
+# A follower says about every second how it is.
+_SILENT: Final = 10.0
 _NUMERIC: Final = frozenset(
     (
         "rows",
@@ -40,12 +49,17 @@ _NUMERIC: Final = frozenset(
         "copied",
         "tables",
         "new",
+        "applied",
         "entries",
         "last entry",
         "pending",
         "applied up to",
         "rechecked",
         "unsettled",
+        "restored",
+        "changed",
+        "records",
+        "without vector",
     )
 )
 
@@ -263,7 +277,6 @@ def show_consistency(report: ConsistencyReport) -> None:
     columns = (
         "dataset",
         "source rows",
-        "target rows",
         "quarantined",
         "compared",
         "rechecked",
@@ -298,12 +311,16 @@ def show_status(status: Status) -> None:
     console = _printer()
     console.print(f"Target: {status.target}")
     console.print(f"Installation: {status.installation}")
+    console.print(f"Phase: {status.phase}, since {status.phase_since}")
     console.print()
-    stores = _table("store", "kind", "migrated", "since then", "problem")
+    if status.follower is not None:
+        console.print(_follower_line(status.follower))
+        console.print()
+    stores = _table("store", "kind", "migrated", "since then", "pending", "problem")
     for source in status.sources:
-        stores.add_row(
-            source.source, source.kind, "complete" if source.complete else "incomplete", source.state, source.problem
-        )
+        migrated = "complete" if source.complete else "incomplete"
+        pending = "" if source.pending is None else f"{source.pending:,}"
+        stores.add_row(source.source, source.kind, migrated, source.state, pending, source.problem)
     _show(console, stores)
     datasets = _table("dataset", "target", "phase", "rows", "preserved", "quarantined", "position")
     for dataset in status.datasets:
@@ -318,6 +335,12 @@ def show_status(status: Status) -> None:
         )
     _show(console, datasets)
     _show_kept(console, status.kept)
+    if status.phase_changes:
+        changes = _table("moved", "from", "to", "by", "reason")
+        for change in status.phase_changes:
+            names = (change["from_phase"], change["to_phase"], change["moved_by"], change["reason"])
+            changes.add_row(str(change["moved_at"]), *names)
+        _show(console, changes)
     runs = _table("run", "command", "started", "finished", "status")
     for run in status.runs:
         runs.add_row(str(run["run_id"]), run["command"], run["started"], run["finished"], run["status"])
@@ -325,9 +348,25 @@ def show_status(status: Status) -> None:
     console.print(f"{status.status.capitalize()}.")
 
 
+def _follower_line(follower: dict[str, Any]) -> str:
+    """Say how the follower is, or that there is none any more."""
+    who = f"process {follower['process']} on {follower['host']}"
+    if follower["silent_seconds"] > _SILENT:
+        return f"Follower: none; the last one, {who}, was last heard of at {follower['seen_at']}"
+    status = FollowStatus(
+        *(follower[name] for name in ("state", "reason", "applied", "pending", "lag_seconds", "rate"))
+    )
+    return f"Follower: {who}, {status.line()}"
+
+
 def show_inspection(inspection: Inspection) -> None:
     """Print what an installation holds."""
     render_inspection(_printer(), inspection, _table)
+
+
+def show_adoption(adoption: Adoption) -> None:
+    """Print what was taken over."""
+    render_adoption(_printer(), adoption, _table)
 
 
 def show_logs(logs: Logs) -> None:
@@ -335,9 +374,24 @@ def show_logs(logs: Logs) -> None:
     render_logs(_printer(), logs, _table)
 
 
+def show_follow(report: FollowReport) -> None:
+    """Print what a follower has done."""
+    render_follow(_printer(), report, _table)
+
+
+def show_final(report: FinalReport) -> None:
+    """Print how the end of dual write went."""
+    render_final(_printer(), report, _table)
+
+
 def server_document(status: ServerStatus) -> dict[str, Any]:
     """Return the document that ``server ... --json`` prints."""
     return {"running": status.running, **dataclasses.asdict(status)}
+
+
+def show_rollback(report: RollbackReport) -> None:
+    """Print what a rollback has written, and what checking it found."""
+    render_rollback(_printer(), report, _table)
 
 
 def show_server(status: ServerStatus) -> None:

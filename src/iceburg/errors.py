@@ -49,6 +49,10 @@ class SourceBusyError(SourceError):
     """A store that another program holds locked for longer than we wait."""
 
 
+class FencedError(SourceError):
+    """A store that is closed: PostgreSQL alone is written, or is about to be. Nothing was written."""
+
+
 class TargetError(IceburgError):
     """A PostgreSQL that cannot be used: unreachable, too old, no pgvector, not ours."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.acceptance import compare_installations
 from tests.support import (
     CONVERSATIONS,
     ENTITIES,
@@ -262,9 +263,11 @@ def test_the_demo_works_twice_in_a_row(tmp_path: Path, database: str) -> None:
         found = document(outcome)
         assert found["migrate"]["status"] == "complete"
         assert found["verify"]["status"] == "identical"
+        assert found["rollback"]["differences"] == []
         # The generated installation has records that PostgreSQL cannot hold.
         assert outcome.returncode in (0, 1)
     assert found["migrate"]["unchanged"] is True
+    assert compare_installations.compare(tmp_path / "demo", tmp_path / "demo-restored") == []
     refused = run("demo", tmp_path / "demo", "--entities", "200", "--dsn", database)
     assert refused.returncode == 2
     assert "100 entities" in refused.stderr

@@ -21,13 +21,13 @@ import typer
 from typer.testing import CliRunner
 
 from iceburg import cli, config, log_view
-from iceburg.database import arming
+from iceburg.database import adoption, arming
 from iceburg.database.embedded import ServerStatus
 from iceburg.database.embedded_databases import EmbeddedDatabase
 from iceburg.database.schema import schema_files, schema_names
 from iceburg.demo.generator import generate
 from iceburg.mappings.timestamps import FORMS
-from iceburg.migration import inspection, report, status
+from iceburg.migration import inspection, report, restore_report, status
 from iceburg.records import VectorOrigin
 from iceburg.sources import chroma_loss
 from iceburg.sources.discovery import discover
@@ -305,6 +305,16 @@ def test_every_reason_that_occurs_is_documented(tmp_path: Path) -> None:
         ),
         ("status", (status.Status, status.SourceStatus, status.DatasetStatus)),
         ("server", (ServerStatus, EmbeddedDatabase)),
+        (
+            "rollback",
+            (
+                restore_report.RollbackReport,
+                restore_report.StoreRollback,
+                restore_report.DatasetRollback,
+                restore_report.Note,
+            ),
+        ),
+        ("adopt", (adoption.Adopted,)),
         ("log", (log_view.Logs, arming.InstalledLog, arming.RemovedLog, arming.LogStatus, arming.NotLogged)),
     ],
 )

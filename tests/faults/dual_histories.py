@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from iceburg.database.positions import find_position
 from iceburg.database.protocol import Entity
 from tests.faults import dual_operations as operations
 from tests.faults.dual_operations import READS, Legacy, Write
@@ -89,6 +90,17 @@ class Player:
         self.model.adopt("telemetry")
         self.look()
 
+    def position(self) -> int:
+        """Return PostgreSQL's position in the log of the Matrix."""
+        found = find_position(self.model.opened_target().connection, self.model.names, self.model.source("matrix"))
+        assert found is not None
+        return found.position
+
+    def write_out(self) -> None:
+        """Have everything that PostgreSQL has committed be durable there."""
+        self.model.opened_target().connection.execute("DROP TABLE IF EXISTS nothing")
+        self.model.opened_target().connection.execute("CREATE TABLE IF NOT EXISTS nothing ()")
+
     def crash(self) -> None:
         """Kill PostgreSQL and start it again."""
         self.model.crash_postgresql()
@@ -155,29 +167,28 @@ def two_apply_at_once(do: Player) -> None:
     do.put("e0")
     do.read(1)
     do.old(two_old("first"))
-    do.midst("catch up", "read", "legacy and other", old="INSERT INTO extra (k, u) VALUES ('late', 9)")
+    do.midst("catch up matrix", "read", "legacy and other", old="INSERT INTO extra (k, u) VALUES ('late', 9)")
 
 
 @history(journal="wal")
 def a_row_changes_between_the_log_and_the_rows(do: Player) -> None:
     do.put("e0")
     do.old(two_old("first"))
-    # The first time is that of the short way, which leaves two records to the long one.
-    do.midst("catch up", "noted", "legacy", time=2, old="UPDATE entities SET name = 'late' WHERE entity_id = 'o1'")
+    do.midst("catch up matrix", "noted", "legacy", old="UPDATE entities SET name = 'late' WHERE entity_id = 'o1'")
 
 
 @history()
 def an_applier_dies_between_rows_and_position(do: Player) -> None:
     do.put("e0")
     do.old(two_old("first"))
-    do.midst("catch up", "written", "crash")
+    do.midst("catch up matrix", "written", "crash")
 
 
 @history()
 def an_applier_of_lines_dies_between_rows_and_position(do: Player) -> None:
     do.model.attempt(0, operations.append([{"event_type": "a"}]))
     do.lines(b'{"event_type": "b"}\n{"event_type": "c"}\n')
-    do.midst("catch up", "written", "crash")
+    do.midst("catch up telemetry", "written", "crash")
 
 
 @history()
@@ -225,7 +236,7 @@ def a_column_comes_before_the_long_way(do: Player) -> None:
 def a_column_comes_in_the_midst_of_applying(do: Player) -> None:
     do.put("e0")
     do.old(two_old("first"))
-    do.midst("catch up", "planned", "structure and legacy", old="INSERT INTO extra (k, u) VALUES ('b', 2)")
+    do.midst("catch up matrix", "planned", "structure and legacy", old="INSERT INTO extra (k, u) VALUES ('b', 2)")
 
 
 @history()
@@ -255,6 +266,18 @@ def a_file_with_a_shorter_log_takes_the_place(do: Player) -> None:
     do.read()
     do.model.put_another_file(logged=True, more=1)
     do.read()
+
+
+@history()
+def a_file_with_a_log_as_long_takes_the_place(do: Player) -> None:
+    do.put("e0")
+    do.old(_NINE)
+    do.catch_up()
+    do.read()
+    position = do.position()
+    do.model.put_another_file(logged=True, more=position)
+    do.read()
+    do.read(1)
 
 
 @history()
@@ -320,6 +343,8 @@ def an_original_is_needed_no_more(do: Player) -> None:
 @history()
 def a_log_is_pruned_and_postgresql_crashes(do: Player) -> None:
     do.put("e0")
+    do.catch_up()
+    do.write_out()
     do.put("e1")
     do.catch_up()
     do.crash()
@@ -366,6 +391,17 @@ def a_line_is_not_finished(do: Player) -> None:
 
 
 @history()
+def a_line_lacks_only_its_end(do: Player) -> None:
+    do.read(0, "telemetry")
+    do.lines(b'{"event_type": "torn"}')
+    do.read(0, "telemetry")
+    do.catch_up()
+    do.read(0, "telemetry")
+    do.model.attempt(0, operations.append([{"event_type": "next"}]))
+    do.read(0, "telemetry")
+
+
+@history()
 def a_file_of_lines_is_emptied_and_filled(do: Player) -> None:
     do.read(0, "telemetry")
     do.model.begin_the_log_anew("rewrite")
@@ -391,3 +427,37 @@ def a_file_of_lines_is_cut(do: Player) -> None:
 def postgresql_crashes_and_nobody_notices(do: Player) -> None:
     do.put("e0")
     do.crash()
+
+
+@history()
+def an_actor_dies_before_its_commit(do: Player) -> None:
+    do.put("e0")
+    do.put("e0", name="two")
+    do.midst(entities("e1"), "begun", "crash")
+    do.read(1)
+    do.midst(operations.append([{"event_type": "gone"}]), "begun", "crash", actor=1)
+
+
+@history()
+def an_actor_dies_after_its_commit(do: Player) -> None:
+    do.put("e0")
+    do.put("e0", name="two")
+    do.midst(entities("e1"), "durable", "crash")
+    do.read(1)
+    do.put("e0", name="three")
+    do.put("e0", name="four")
+    do.midst(entities("e2"), "committing", "crash and kill")
+    do.model.start_postgresql()
+    do.model.clock.pass_by(60)
+    do.read(1)
+
+
+@history()
+def two_write_at_once(do: Player) -> None:
+    do.put("e0")
+    do.put("e0", name="two")
+    do.put("e0", name="three", actor=1)
+    do.put("e0", name="four", actor=1)
+    do.midst(entities("e1"), "begun", "other")
+    do.midst(entities("e2"), "committing", "legacy and other", old=two_old("late"))
+    do.put("e1", actor=1)

@@ -357,7 +357,8 @@ class DualMachine(RuleBasedStateMachine):
         dead = self.actors[number]
         if dead._dual is not None:
             pool = dead._dual.session.pool
-            for connection in list(pool._pool):
+            ending = [ahead.statement._connection for ahead, _ in dead._dual.synchroniser._ending.values()]
+            for connection in (*pool._pool, *ending):
                 with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                     duplicate.shutdown(socket.SHUT_RDWR)
             pool.close(timeout=0)
@@ -408,6 +409,9 @@ class DualMachine(RuleBasedStateMachine):
         legacy: Legacy,
     ) -> None:
         """Have an actor do something, and something else happen at a place in the midst of it."""
+        if place in ("begun", "committing") and isinstance(thing, Write):
+            # Only an actor that has just applied something of this source goes there.
+            self.attempt(number, thing)
         self.disturb_at(number, other, thing, pruning if thing == "prune" else place, time, disturbance, legacy)
 
     def disturb_at(
@@ -460,8 +464,10 @@ class DualMachine(RuleBasedStateMachine):
 
     def settle_open_write(self, place: str) -> None:
         """The write that is under way has been committed by now, unless it has not."""
-        if self.open_write is not None and place != "uncommitted":
+        if self.open_write is not None and place not in ("uncommitted", "begun"):
             write, before = self.open_write
+            if write.store == "telemetry" and place == "read":
+                return  # perhaps ahead of its being durable
             after = self.now(write.store)
             require("Durable", operations.happened(write, before, after, None), f"{write} is not there at {place}")
             self.truth[write.store] = after
@@ -476,6 +482,10 @@ class DualMachine(RuleBasedStateMachine):
                     synchroniser._prune()
             elif thing == "catch up":
                 self.background(actor)
+            elif thing.startswith("catch up "):
+                synchroniser = self.synchroniser(actor)
+                assert synchroniser is not None
+                synchroniser._look_after(self.source(thing.removeprefix("catch up ")))
             else:
                 next(read for read in operations.READS if read.store == thing).do(actor)
         except Crash:

@@ -28,7 +28,7 @@ from iceburg.database.jsonl_applier import JsonlApplier
 from iceburg.database.jsonl_telemetry import JsonlTelemetry
 from iceburg.database.quick_apply import QuickApply
 from iceburg.database.sqlite_session import SqliteSession
-from iceburg.database.synchroniser import Synchroniser
+from iceburg.database.synchroniser import AheadOfCommit, Synchroniser
 
 # An immediate stop loses every asynchronous commit since the last synchronous one: nothing else writes the log of
 # PostgreSQL out, for a long time.
@@ -98,6 +98,9 @@ class Places:
 
 NAMES = (
     "uncommitted",  # the embedded write is done, but not committed
+    "begun",  # PostgreSQL has begun with it, the embedded side has not committed
+    "durable",  # it has; PostgreSQL was not told
+    "committing",  # PostgreSQL was told to commit, nobody has waited for it
     "saved",  # committed and durable, PostgreSQL does not know
     "planned",  # the datasets are known, nothing is read
     "noted",  # the entries are read, the rows are not, in one read transaction
@@ -138,9 +141,45 @@ def _writing(places: Places) -> Callable[..., Any]:
         with original(self) as connection:
             yield connection
             places.reach("uncommitted")
-        places.on_commit(self.path)
 
     return writing
+
+
+def _transaction(places: Places) -> Callable[..., Any]:
+    original = SqliteSession._transaction
+
+    @contextmanager
+    def transaction(self: SqliteSession, begin: str) -> Iterator[sqlite3.Connection]:
+        with original(self, begin) as connection:
+            yield connection
+        if begin == "BEGIN IMMEDIATE":
+            places.on_commit(self.path)
+            places.reach("durable")
+
+    return transaction
+
+
+def _beginning(places: Places) -> Callable[..., Any]:
+    original = Synchroniser.begin_ahead
+
+    def begin_ahead(self: Synchroniser, *args: Any) -> Callable[[bool], None] | None:
+        end = original(self, *args)
+        if end is not None:
+            places.reach("begun")
+        return end
+
+    return begin_ahead
+
+
+def _committing(places: Places) -> Callable[..., Any]:
+    original = Synchroniser._end_ahead
+
+    def end_ahead(self: Synchroniser, source: str, found: AheadOfCommit, *, committed: bool) -> None:
+        original(self, source, found, committed=committed)
+        if found.applied:
+            places.reach("committing")
+
+    return end_ahead
 
 
 def _appending(places: Places) -> Callable[..., Any]:
@@ -150,6 +189,7 @@ def _appending(places: Places) -> Callable[..., Any]:
         places.reach("uncommitted")
         original(self, events)
         places.on_commit(self._path)
+        places.reach("durable")
 
     return append_many
 
@@ -166,6 +206,9 @@ def watched(places: Places, clock: Clock) -> Iterator[None]:
             replace(module, "time", clock)
         replace(Synchroniser, "start", lambda self: None)
         replace(SqliteSession, "writing", _writing(places))
+        replace(SqliteSession, "_transaction", _transaction(places))
+        replace(Synchroniser, "begin_ahead", _beginning(places))
+        replace(Synchroniser, "_end_ahead", _committing(places))
         replace(JsonlTelemetry, "append_many", _appending(places))
         replace(Synchroniser, "catch_up", _before(places, "saved", Synchroniser.catch_up))
         replace(change_log, "pending", _after(places, "noted", change_log.pending))
@@ -180,6 +223,8 @@ def watched(places: Places, clock: Clock) -> Iterator[None]:
         replace(JsonlApplier, "apply", _after(places, "applied", JsonlApplier.apply))
         replace(applier, "settle_position", _after(places, "settled", positions.settle_position))
         replace(change_log, "prune", _after(places, "pruning", change_log.prune))
+        # The model's pools begin empty.
+        replace(synchroniser, "_AT_HAND", 5.0)
         # A log of a few entries is pruned in several steps.
         replace(applier, "_PRUNE_STEP", 2)
         yield

@@ -92,11 +92,9 @@ MUTATIONS = (
     Mutation(
         "entries and rows are read in one read transaction",
         "applier.py",
-        "            changed = read_changed(file, tables, change_log.pending(file, position.position), "
-        "position.position, anew)",
-        "            entries = change_log.pending(file, position.position)\n"
+        "            changed = read_changed(file, tables, entries, position.position, anew)\n",
         "        with self._session.reading() as file:\n"
-        "            changed = read_changed(file, tables, entries, position.position, anew)",
+        "            changed = read_changed(file, tables, entries, position.position, anew)\n",
     ),
     Mutation(
         "rows and position are committed together",
@@ -120,16 +118,16 @@ MUTATIONS = (
     ),
     Mutation(
         "the short way writes the record only if it moved the position",
-        "quick_apply.py",
-        "SELECT {values} FROM moved ON CONFLICT",
-        "SELECT {values} WHERE EXISTS (SELECT FROM moved) OR TRUE ON CONFLICT",
+        "record_statements.py",
+        "SELECT {values} FROM condition ON CONFLICT",
+        "SELECT {values} WHERE EXISTS (SELECT FROM condition) OR TRUE ON CONFLICT",
     ),
     Mutation(
         "the short way looks whether the structure is still the same",
         "applier.py",
-        '            if str(file.execute("PRAGMA schema_version").fetchone()[0]) != at.structure:\n'
-        "                return None",
-        "            pass",
+        '        if str(file.execute("PRAGMA schema_version").fetchone()[0]) != at.structure:\n'
+        "            return None\n",
+        "",
     ),
     Mutation(
         "a changed structure (`PRAGMA schema_version`) is noticed",
@@ -170,9 +168,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the same, in the short way",
-        "quick_apply.py",
-        "DELETE FROM {table} WHERE {condition} AND EXISTS",
-        "DELETE FROM {table} WHERE {condition} AND FALSE AND EXISTS",
+        "record_statements.py",
+        "DELETE FROM {table} WHERE {identity} AND EXISTS",
+        "DELETE FROM {table} WHERE {identity} AND FALSE AND EXISTS",
     ),
     Mutation(
         "what is there is removed before it is written",
@@ -189,9 +187,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the same, in the short way",
-        "quick_apply.py",
-        "DELETE FROM {state}.originals WHERE",
-        "DELETE FROM {state}.originals WHERE FALSE AND",
+        "record_statements.py",
+        "(DELETE FROM {state}.originals\n              WHERE",
+        "(DELETE FROM {state}.originals\n              WHERE FALSE AND",
     ),
     Mutation(
         "a log is pruned only as far as PostgreSQL's position was made durable",
@@ -239,9 +237,75 @@ MUTATIONS = (
         "a file is armed before the write, not after",
         "unified_db.py",
         '        target = self._dual_target(source) if mode == "dual" else None\n'
-        '        result = self._timed(operation, "embedded", call, self.embedded)\n',
+        "        if target is None:\n"
+        '            return self._timed(operation, "embedded", call, self.embedded)\n'
+        "        with target.accompanied(source) as ahead:\n"
+        '            result = self._timed(operation, "embedded", call, self.embedded)\n',
         '        result = self._timed(operation, "embedded", call, self.embedded)\n'
-        '        target = self._dual_target(source) if mode == "dual" else None\n',
+        '        target = self._dual_target(source) if mode == "dual" else None\n'
+        "        if target is None:\n"
+        "            return result\n"
+        "        ahead = AheadOfCommit()\n",
+        redundant="a file that had changed when it was armed is read whole, or migrated again; that is spared",
+    ),
+    Mutation(
+        "what PostgreSQL has begun is committed only once the embedded side has committed",
+        "applier.py",
+        "        if not committed:\n            self.statement.roll_back()\n            return False\n",
+        "",
+    ),
+    Mutation(
+        "what the embedded side could not commit is given up in PostgreSQL",
+        "sqlite_session.py",
+        "                end(committed)\n",
+        "                end(True)\n",
+        ("tests/integration/test_ahead_of_commit.py",),
+    ),
+    Mutation(
+        "the same, for a JSONL file",
+        "jsonl_telemetry.py",
+        "                end(durable)\n",
+        "                end(True)\n",
+        ("tests/integration/test_ahead_of_commit.py",),
+    ),
+    Mutation(
+        "what an interrupted write had begun is given up",
+        "synchroniser.py",
+        "            if found.begun is not None:\n",
+        "            if False:\n",
+        ("tests/integration/test_ahead_of_commit.py",),
+    ),
+    Mutation(
+        "where a file stands is known only while its change counter is the same",
+        "applier.py",
+        "if stamp is not None and known is not None and known[0] == stamp:",
+        "if stamp is not None and known is not None:",
+    ),
+    Mutation(
+        "a change counter says nothing in WAL mode",
+        "../sources/peek.py",
+        "if len(head) < 28 or head[18] != 1:",
+        "if len(head) < 28:",
+    ),
+    Mutation(
+        "an unfinished line of a JSONL file is read from there",
+        "unified_db.py",
+        "        if not mark.whole:\n",
+        "        if False:\n",
+    ),
+    Mutation(
+        "PostgreSQL alone: a guessed number is written only if it is the next one",
+        "quick_write.py",
+        "AND $1::bigint = ({next}) FOR KEY SHARE",
+        "AND $1::bigint IS NOT NULL AND ({next}) IS NOT NULL FOR KEY SHARE",
+        ("tests/integration/test_postgres_writes.py",),
+    ),
+    Mutation(
+        "PostgreSQL alone: those who write to a dataset take turns",
+        "quick_write.py",
+        "self._first = (_DURABLE, lock.as_bytes())",
+        "self._first = (_DURABLE,)",
+        ("tests/integration/test_postgres_writes.py",),
     ),
     Mutation(
         "the embedded commit comes before the acknowledgement",
@@ -356,7 +420,7 @@ def table(outcomes: list[Outcome]) -> Iterator[str]:
     yield "| --- | --- | --- |"
     for outcome in outcomes:
         check = f"**{outcome.check}**" if outcome.check else f"nothing: {outcome.mutation.redundant or 'a hole'}"
-        yield f"| {outcome.mutation.guard} | `{outcome.mutation.file}` | {check} |"
+        yield f"| {outcome.mutation.guard} | `{Path(outcome.mutation.file).name}` | {check} |"
 
 
 def write_table(outcomes: list[Outcome]) -> None:

@@ -2,7 +2,7 @@
 
 ``python -m tests.faults.load_campaign --processes 4 --writes 5000 --restarts 10``. Each process notes what it was told
 is saved, in a file of its own. In the end both sides are asked for all of it, with plain SQL that shares nothing with
-the layer, and every record of both sides is compared by the verifier.
+the layer, and every record of both sides is compared, by `check` and by the verifier.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from iceburg.database.embedded import EmbeddedServer
 from iceburg.database.protocol import Entity, Relationship
 from iceburg.database.unified_db import UnifiedDatabase
 from tests.conftest import make_server_home, remove_server_home
-from tests.support import assert_identical, environment, migrate_fully, rows, verify
+from tests.support import assert_identical, environment, migrate_fully, rows, run_program, verify
 
 _PENDING = "SELECT count(*) FROM _iceburg_changes WHERE seq > ?"
 
@@ -82,6 +82,10 @@ def campaign(folder: Path, server: EmbeddedServer, processes: int, writes: int, 
     say(f"written in {time.monotonic() - started:.0f} s")
     settle(data, dsn)
     look_for_everything(data, dsn, processes)
+    checked = run_program("check", data, "--dsn", dsn, "--json")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert json.loads(checked.stdout)["status"] == "identical"
+    say("check: identical")
     assert_identical(verify(dsn, data))
     say("nothing that was acknowledged is missing, on either side; every record identical")
 

@@ -185,8 +185,7 @@ def test_the_locks_of_a_run_that_was_killed_in_a_long_statement_do_not_refuse_th
 
 def test_a_worker_whose_parent_ended_before_it_was_ready_ends_too() -> None:
     # As if the parent had been another process, which is what a worker sees whose parent is gone.
-    script = (
-        "from iceburg.migration.worker import _start_worker; _start_worker('', None, None, None, 1); print('waits')"
-    )
+    starting = "_start_worker('', None, None, None, 1, None)"
+    script = f"from iceburg.migration.worker import _start_worker; {starting}; print('waits')"
     outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (outcome.returncode, outcome.stdout, outcome.stderr) == (1, b"", b"")

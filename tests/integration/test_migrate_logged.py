@@ -96,6 +96,9 @@ def test_nothing_is_applied_while_a_migration_is_unfinished(tmp_path: Path, data
         prepare_loaders(connection)
         with pytest.raises(NotReadyError, match="being migrated"):
             applier.apply(connection)
+        with pytest.raises(NotReadyError, match="being migrated"):
+            applier.attach(connection)
+        assert rows(database, "SELECT log_id FROM iceburg_migration.positions") == [("",)]
         change(path, "UPDATE entities SET name = 'written meanwhile' WHERE rowid = 2")
         migrate_fully(database, tmp_path)
         applier.apply(connection)

@@ -201,7 +201,7 @@ def test_one_row_that_postgresql_refuses_costs_no_other(tmp_path: Path, database
 def test_stores_that_cannot_be_read_cost_no_other(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SqliteFile.__init__, "__kwdefaults__", {"busy_timeout": 0.2})
+    monkeypatch.setattr(SqliteFile.__init__, "__kwdefaults__", {"busy_timeout": 0.2, "pacing": None})
     directory = small(tmp_path)
     for name in ("cut.db", "locked.db"):
         change(directory / name, "CREATE TABLE t (a TEXT)")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-_CHOOSE = "from iceburg.database.embedded_process import choose_user; print(choose_user(None).uid)"
+_CHOOSE = "from iceburg.database.embedded_process import choose_user; print(f' {choose_user(None).uid} ', flush=True)"
 # A private view of the file system, in which /etc is a copy without that user.
 _AT_ONCE = """
 mount --bind "$1" /etc

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from iceburg.errors import UsageError
-from iceburg.sources.discovery import discover, matches
+from iceburg.sources.discovery import OWN_DIRECTORY, discover, jsonl_stem, matches
 from iceburg.sources.recognise import CHROMA_TABLES, is_jsonl
 
 SEGMENT = "7ee3d53b-8c9e-4c1c-9d2d-8d1d6a4f9a01"
@@ -343,3 +343,28 @@ def test_a_relative_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (store,) = discover(Path("data"))
     assert (store.name, store.path) == ("a.jsonl", tmp_path / "data" / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("events.jsonl", "events"),
+        ("events.jsonl.1", "events"),
+        ("events.jsonl.2026-01-02", "events"),
+        ("events.jsonl-20260102.gz", "events"),
+        ("run.2.ndjson.3", "run.2"),
+        ("events.jsonl.bak", None),
+        ("events.jsonl.closed", None),
+        ("jsonl.1", None),
+    ],
+)
+def test_rotated_files_are_found_under_their_new_names(tmp_path: Path, name: str, stem: str | None) -> None:
+    (tmp_path / name).write_text('{"a": 1}\n')
+    assert [store.name for store in discover(tmp_path)] == ([] if stem is None else [name])
+    assert jsonl_stem(name) == (name if stem is None else stem)
+
+
+def test_what_is_ours_is_not_looked_into(tmp_path: Path) -> None:
+    (tmp_path / OWN_DIRECTORY / "archive").mkdir(parents=True)
+    (tmp_path / OWN_DIRECTORY / "archive" / "events.jsonl").write_text('{"a": 1}\n')
+    assert discover(tmp_path) == []

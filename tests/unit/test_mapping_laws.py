@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import struct
 from typing import Any
 
 import pytest
@@ -217,6 +219,30 @@ class TestSensitivity:
         found = TELEMETRY.differences(record, Line(record.offset, 0, changed, b"\n"))
         assert found or _value_or_bytes(record.raw) == _value_or_bytes(changed)
 
+    def test_what_a_directory_has_lost_by_pruning_is_no_difference_and_all_else_is(self) -> None:
+        exact = ChromaRecord(1, "a", "d", {"x": 1 / 7, "l": [0.1, 0.2]}, struct.pack("<2f", 3.0, 0.1), "queue")
+
+        def pruned(*vector: float, x: float = math.nextafter(1 / 7, 1), **fields: Any) -> ChromaRecord:
+            values = {name: getattr(exact, name) for name in ChromaRecord.__slots__}
+            metadata = {"x": x, "l": [math.nextafter(0.1, 1), 0.2]}
+            packed = struct.pack("<2f", *vector)
+            return ChromaRecord(**values | {"metadata": metadata, "vector": packed, "origin": "index-norm"} | fields)
+
+        near = math.nextafter(3.0, 4) + 2e-7, 0.1
+        assert EMBEDDING.differences(pruned(*near), exact) == []
+        assert EMBEDDING.differences(pruned(3.0, 0.1, origin="index"), exact) == []
+        for other in (
+            pruned(3.00001, 0.1),
+            pruned(*near, origin="index"),
+            pruned(*near, x=1 / 7 + 1e-9),
+            pruned(*near, x=True),
+            pruned(*near, document="e"),
+            pruned(*near, origin="direction"),
+        ):
+            assert EMBEDDING.differences(other, exact)
+        # The other way round something is lost.
+        assert EMBEDDING.differences(exact, pruned(*near))
+
     @given(CHROMA_RECORDS, st.data())
     def test_every_changed_field_of_a_chroma_record_is_a_difference(
         self, record: ChromaRecord, data: st.DataObject
@@ -229,7 +255,7 @@ class TestSensitivity:
             ("row", changed(row=record.row + 1)),
             ("id", changed(id=record.id + "\0")),
             ("document", changed(document="" if record.document is None else None)),
-            ("origin", changed(origin="index" if record.origin != "index" else "queue")),
+            ("origin", changed(origin="missing" if record.origin != "missing" else "direction")),
         ]
         if record.vector:
             bit = data.draw(st.integers(0, 8 * len(record.vector) - 1))

@@ -71,6 +71,19 @@ Exclude = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, max=1_000_000, help="Rows copied in one transaction.")]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, max=64, help="Worker processes.")]
+Throttle = Annotated[
+    float,
+    typer.Option(
+        "--throttle",
+        metavar="MS",
+        min=0,
+        help="With --live: read less while writers of a file wait for longer than this; 0 for no limit.",
+    ),
+]
+MaxRate = Annotated[
+    float | None,
+    typer.Option("--max-rate", metavar="N", min=1, help="With --live: write at most N records a second."),
+]
 DEFAULT_JOBS: Final = min(4, os.cpu_count() or 1)
 
 
@@ -105,11 +118,15 @@ def exits(command: Callable[P, int]) -> Callable[P, None]:
     return run
 
 
+_STOPPING: Final = "Stopping after this batch; press Ctrl-C again to stop at once.\n"
+
+
 class Stop:
     """Whether the user asked to stop: the first signal stops between batches, a second one at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.words = _STOPPING
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -124,15 +141,15 @@ class Stop:
             sys.stderr.flush()
             os._exit(128 + number)
         self.signal = number
-        sys.stderr.write("Stopping after this batch; press Ctrl-C again to stop at once.\n")
+        sys.stderr.write(self.words)
 
 
 _stop = Stop()
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    _stop.signal = None
+def stoppable(words: str = _STOPPING) -> Iterator[Stop]:
+    _stop.signal, _stop.words = None, words
     before = {number: signal.signal(number, _stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield _stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +22,11 @@ from iceburg.cli.application import (
     Exclude,
     Jobs,
     Jsonl,
+    MaxRate,
     Schema,
     Sqlite,
     Stop,
+    Throttle,
     app,
     exits,
     find_stores,
@@ -32,17 +35,22 @@ from iceburg.cli.application import (
     stoppable,
     stopped,
 )
+from iceburg.cli.rollback import run_restorer
 from iceburg.cli.verification import run_verifier
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
 from iceburg.database.vector_indexes import VECTOR_INDEXES
 from iceburg.errors import UsageError
+from iceburg.migration.chroma_restore import find_python
 from iceburg.migration.forget import forget_source
 from iceburg.migration.inspection import inspect as inspect_stores
+from iceburg.migration.live import LiveMigrator
 from iceburg.migration.migrator import Migrator
 from iceburg.migration.report import MigrationReport
+from iceburg.migration.restore import RestoreOptions
 from iceburg.migration.run import Options
 from iceburg.migration.status import read_status
+from iceburg.migration.throttle import DEFAULT_LIMIT
 from iceburg.records import Store
 from iceburg.sources.discovery import discover
 
@@ -52,6 +60,19 @@ def _migrate(
 ) -> MigrationReport:
     with console.ProgressView() as view:
         return Migrator(target, data_dir, stores, schema_names(schema), options, view, stop).run()
+
+
+def _migrate_live(
+    target: Target,
+    data_dir: Path,
+    rediscover: Callable[[], list[Store]],
+    schema: str | None,
+    options: Options,
+    stop: Stop,
+) -> MigrationReport:
+    with console.ProgressView() as view:
+        names = schema_names(schema)
+        return LiveMigrator(target, data_dir, rediscover(), names, options, view, stop, rediscover).run()
 
 
 @app.command()
@@ -67,7 +88,7 @@ def demo(
     jobs: Jobs = DEFAULT_JOBS,
     as_json: AsJson = False,
 ) -> int:
-    """Write a realistic installation, migrate it and verify every record."""
+    """Write a realistic installation, migrate it, verify every record, roll back and compare."""
     # numpy comes with the generator; the other commands' main process does without it.
     from iceburg.demo.installation import ensure_installation
 
@@ -80,13 +101,20 @@ def demo(
         if migration.interrupted:
             return stopped(stop)
         verification = run_verifier(target, stores, schema, stop, narrowed=False, jobs=jobs, sample=None, limit=10)
+        restored = directory.absolute().with_name(f"{directory.absolute().name}-restored")
+        options = RestoreOptions(jobs, limit=10, chromadb=find_python(None) is not None)
+        rollback = run_restorer(target, directory, restored, schema, options, stop)
     if as_json:
-        console.print_json({"migrate": migration.to_json(), "verify": verification.to_json()})
+        console.print_json(
+            {"migrate": migration.to_json(), "verify": verification.to_json(), "rollback": rollback.to_json()}
+        )
     else:
         console.show_migration(migration)
         sys.stdout.write("\n")
         console.show_verification(verification)
-    well = migration.status == "complete" and verification.status == "identical"
+        sys.stdout.write("\n")
+        console.show_rollback(rollback)
+    well = migration.status == "complete" and verification.status == "identical" and not rollback.differences
     return OK if well else FINDINGS
 
 
@@ -116,10 +144,15 @@ def inspect(
 @exits
 def migrate(
     data_dir: DataDir,
+    live: Annotated[
+        bool, typer.Option("--live", help="While the application writes: log its changes, and catch up with them.")
+    ] = False,
     dsn: Dsn = None,
     schema: Schema = None,
     batch_size: BatchSize = 10_000,
     jobs: Jobs = DEFAULT_JOBS,
+    throttle: Throttle = DEFAULT_LIMIT,
+    max_rate: MaxRate = None,
     vector_index: Annotated[
         str | None,
         typer.Option(
@@ -152,8 +185,16 @@ def migrate(
         target = find_target(dsn, data_dir)
         for name in forget or ():
             forget_source(target, schema_names(schema), name, {store.name for store in stores})
-        options = Options(batch_size, jobs, kind, recheck, rewrite, moved, narrowed)
-        report = _migrate(target, data_dir, stores, schema, options, stop)
+        limit = throttle or None
+        options = Options(batch_size, jobs, kind, recheck, rewrite, moved, narrowed, max_rate, limit)
+        if live:
+
+            def rediscover() -> list[Store]:
+                return find_stores(data_dir, sqlite, chroma, jsonl, exclude)[0]
+
+            report = _migrate_live(target, data_dir, rediscover, schema, options, stop)
+        else:
+            report = _migrate(target, data_dir, stores, schema, options, stop)
     if as_json:
         console.print_json(report.to_json())
     else:

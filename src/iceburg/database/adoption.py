@@ -52,30 +52,56 @@ class Adopted:
     without_vector: int
 
 
+@dataclass(frozen=True, slots=True)
+class NotAdopted:
+    """A collection, or a directory, that was not taken over.
+
+    Attributes
+    ----------
+    store, name
+        The directory and the collection; None for all of the directory.
+    problem
+        Why; None where it was taken over before.
+    """
+
+    store: str
+    name: str | None
+    problem: IceburgError | None
+
+
+def adopt_collections(vectors: SqliteVectors, store: Store) -> Iterator[Adopted | NotAdopted]:
+    """Copy the collections of a Chroma directory that were not copied before; say of each what became of it.
+
+    One that differs from its copy, perhaps because the application is writing to it, is not copied: nothing is left of
+    that copy. The others are.
+    """
+    try:
+        with ChromaStore(store.path, store.name) as directory:
+            # The application's own keep their names where another tenant has collections of the same names.
+            for info in sorted(directory.collections(), key=lambda info: (info.tenant, info.database) != _USUAL):
+                try:
+                    found = _adopt(vectors, store, info, directory.reader(info))
+                except IceburgError as error:
+                    yield NotAdopted(store.name, info.name, error)
+                else:
+                    yield NotAdopted(store.name, info.name, None) if found is None else found
+    except IceburgError as error:
+        yield NotAdopted(store.name, None, error)
+
+
 def adopt_chroma(vectors: SqliteVectors, store: Store) -> list[Adopted]:
-    """Copy the collections of a Chroma directory that were not copied before; return those that were now.
+    """Copy what of a Chroma directory was not copied before, as `adopt_collections` does; return what was now.
 
     Raises
     ------
     SourceError
-        The directory cannot be read, or one of the collections differs from its copy, perhaps because the application
-        is writing to it: nothing is left of that copy. The other collections are copied first.
+        The directory, or one of its collections, could not be copied. What could was copied first.
     """
-    adopted: list[Adopted] = []
-    errors: list[IceburgError] = []
-    with ChromaStore(store.path, store.name) as directory:
-        # The application's own keep their names where another tenant has collections of the same names.
-        for info in sorted(directory.collections(), key=lambda info: (info.tenant, info.database) != _USUAL):
-            try:
-                found = _adopt(vectors, store, info, directory.reader(info))
-            except IceburgError as error:
-                errors.append(error)
-            else:
-                if found is not None:
-                    adopted.append(found)
-    if errors:
-        raise errors[0]
-    return adopted
+    found = list(adopt_collections(vectors, store))
+    for one in found:
+        if isinstance(one, NotAdopted) and one.problem is not None:
+            raise one.problem
+    return [one for one in found if isinstance(one, Adopted)]
 
 
 def _adopt(

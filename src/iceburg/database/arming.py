@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from iceburg.database import change_log
+from iceburg.database.chroma_applier import chroma_state
 from iceburg.database.jsonl_applier import jsonl_state
 from iceburg.database.known_target import KnownPositions
 from iceburg.database.positions import BEING_MIGRATED, Position
@@ -114,7 +115,8 @@ class LogStatus:
     log_id, armed_at
         The log's name, and when it was made (UTC).
     last
-        The number of the last entry ever made; of a JSONL file the offset behind its last finished line.
+        The number of the last entry ever made; of a JSONL file the offset behind its last finished line, of a Chroma
+        directory the number of the last operation in its queue.
     entries
         How many entries are in the log.
     waiting_tables
@@ -149,7 +151,7 @@ def install_logs(stores: Sequence[Store], stop_if_asked: Callable[[], None]) -> 
     for store in stores:
         stop_if_asked()
         try:
-            yield _install(store)
+            yield install_log(store)
         except SourceError as error:
             yield InstalledLog(store.name, store.kind, problem=error.without(store.name))
 
@@ -224,7 +226,14 @@ def _written(store: Store) -> Iterator[sqlite3.Connection]:
         session.close()
 
 
-def _install(store: Store) -> InstalledLog:
+def install_log(store: Store) -> InstalledLog:
+    """Arm a SQLite file, or bring its log up to its tables; other stores need nothing.
+
+    Raises
+    ------
+    SourceError
+        It cannot be armed; nothing was changed.
+    """
     _require_readable(store)
     note = _own_log(store)
     if note is not None:
@@ -296,19 +305,31 @@ def _status(store: Store, known: KnownPositions) -> LogStatus:
         with SqliteFile(store.path, store.name) as file:
             return file.run(lambda connection: _status_of_file(connection, store, known))
     note = _own_log(store)
-    state = None if store.kind != "jsonl" or is_compressed(store) else jsonl_state(store.path)
+    log_id, last = _own_state(store)
     position = known.by_source.get(store.name)
-    if state is None or position is None or position.log_id != state.log_id:
-        return LogStatus(store.name, store.kind, last=state.end if state is not None else None, note=note)
+    if last is None or position is None or position.log_id != log_id:
+        return LogStatus(store.name, store.kind, last=last, note=note)
     return LogStatus(
         store.name,
         store.kind,
-        log_id=state.log_id,
-        last=state.end,
+        log_id=log_id,
+        last=last,
         position=position.position,
-        pending=max(0, state.end - position.position),
+        pending=max(0, last - position.position),
         note=note,
     )
+
+
+def _own_state(store: Store) -> tuple[str | None, int | None]:
+    """Return the name of the log that a store has of its own, and its end; None where it has none that can be read."""
+    if store.kind == "jsonl":
+        lines = None if is_compressed(store) else jsonl_state(store.path)
+        return (None, None) if lines is None else (lines.log_id, lines.end)
+    try:
+        state = chroma_state(store)
+    except SourceError:
+        return None, None
+    return state.log_id, state.last
 
 
 def _status_of_file(connection: sqlite3.Connection, store: Store, known: KnownPositions) -> LogStatus:

@@ -66,7 +66,9 @@ def claim_target(connection: psycopg.Connection, names: SchemaNames, data_dir: P
             connection.execute(names.format(statements.MOVE_INSTALLATION), (path,))
 
 
-def ensure_target(connection: psycopg.Connection, names: SchemaNames, layout: Layout) -> None:
+def ensure_target(
+    connection: psycopg.Connection, names: SchemaNames, layout: Layout, files: Layout | None = None
+) -> None:
     """Make a target ready to be alone: it has a dataset for each table that the layer works on.
 
     What it has stays as it is, whatever the files say. What it does not have is made like the tables of the files,
@@ -80,6 +82,8 @@ def ensure_target(connection: psycopg.Connection, names: SchemaNames, layout: La
         Of the target's schemas.
     layout
         The installation; its SQLite files are there.
+    files
+        Where its files are taken to be instead.
 
     Raises
     ------
@@ -92,8 +96,9 @@ def ensure_target(connection: psycopg.Connection, names: SchemaNames, layout: La
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         catalogue = Catalogue(connection, names)
         known = catalogue.datasets()
-        for store in map(layout.store, (layout.conversations, layout.matrix, layout.vectors, layout.telemetry)):
-            if not _wanted(layout, store) <= {dataset.name for dataset in known if dataset.source == store.name}:
+        files = files or layout
+        for store in map(files.store, (files.conversations, files.matrix, files.vectors, files.telemetry)):
+            if not _wanted(files, store) <= {dataset.name for dataset in known if dataset.source == store.name}:
                 _add_source(connection, names, store, known)
         for plan in _INDEXES:
             make_index(connection, names, plan)

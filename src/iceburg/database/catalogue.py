@@ -6,7 +6,7 @@ A dataset's *definition* is JSON that says all that is needed to convert its rec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import psycopg
@@ -14,11 +14,13 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from iceburg.database import statements
+from iceburg.database.json_texts import as_jsonb, unescaped
 from iceburg.database.schema import SchemaNames
 from iceburg.database.target_table import TargetTable
 from iceburg.mappings.conversations import ConversationMapping
 from iceburg.mappings.document import ENTITIES, RELATIONSHIPS, DocumentMapping
 from iceburg.mappings.embeddings import EmbeddingMapping
+from iceburg.mappings.json_value import usable_text
 from iceburg.mappings.mapping import Mapping
 from iceburg.mappings.sqlite_record import RecordShape
 from iceburg.mappings.table import ColumnPlan, TableMapping
@@ -154,7 +156,8 @@ class Catalogue:
     def sources(self) -> list[Source]:
         """Return the sources, by name."""
         with self.connection.cursor(row_factory=class_row(Source)) as cursor:
-            return cursor.execute(self.names.format(statements.SELECT_SOURCES)).fetchall()
+            found = cursor.execute(self.names.format(statements.SELECT_SOURCES)).fetchall()
+        return [replace(source, description=unescaped(source.description)) for source in found]
 
     def source(self, name: str, kind: StoreKind) -> Source:
         """Return the source of a name, made known if it was not."""
@@ -172,7 +175,7 @@ class Catalogue:
         """Keep what is needed to make the store anew, and what it had lost before."""
         self.connection.execute(
             self.names.format(statements.DESCRIBE_SOURCE),
-            {"source_id": source_id, "description": Jsonb(description), "losses": Jsonb(list(losses))},
+            {"source_id": source_id, "description": as_jsonb(description), "losses": Jsonb(list(losses))},
         )
 
     def set_losses(self, dataset_id: int, losses: Sequence[dict[str, Any]]) -> None:
@@ -188,13 +191,20 @@ class Catalogue:
     def datasets(self, source_id: int | None = None) -> list[Dataset]:
         """Return the datasets of a source, or all of them, in the order they were found."""
         with self.connection.cursor(row_factory=class_row(Dataset)) as cursor:
-            return cursor.execute(self.names.format(statements.SELECT_DATASETS), {"source_id": source_id}).fetchall()
+            found = cursor.execute(self.names.format(statements.SELECT_DATASETS), {"source_id": source_id}).fetchall()
+        return [replace(dataset, definition=unescaped(dataset.definition)) for dataset in found]
 
     def add_dataset(self, source_id: int, name: str, schema: str, table: str, definition: Definition) -> int:
         """Make a dataset known; return its number."""
         row = self.connection.execute(
             self.names.format(statements.INSERT_DATASET),
-            {"source_id": source_id, "name": name, "schema": schema, "table": table, "definition": Jsonb(definition)},
+            {
+                "source_id": source_id,
+                "name": name,
+                "schema": schema,
+                "table": table,
+                "definition": as_jsonb(definition),
+            },
         ).fetchone()
         assert row is not None  # noqa: S101 - INSERT ... RETURNING has a row
         return int(row[0])
@@ -202,7 +212,13 @@ class Catalogue:
     def redefine(self, dataset_id: int, definition: Definition) -> None:
         """Change a dataset's definition, in what does not concern its rows."""
         self.connection.execute(
-            self.names.format(statements.SET_DEFINITION), {"dataset_id": dataset_id, "definition": Jsonb(definition)}
+            self.names.format(statements.SET_DEFINITION), {"dataset_id": dataset_id, "definition": as_jsonb(definition)}
+        )
+
+    def note_number(self, source_id: int, table: str, number: int) -> None:
+        """Keep AUTOINCREMENT's counter of a table at or above a number, so that no rollback gives the number again."""
+        self.connection.execute(
+            self.names.format(statements.NOTE_NUMBER), {"source_id": source_id, "table": table, "number": number}
         )
 
     def set_phase(self, dataset_id: int, phase: str) -> None:
@@ -219,7 +235,8 @@ class Catalogue:
     def set_notes(self, dataset_id: int, notes: Sequence[str]) -> None:
         """Keep what of a dataset's structure was not carried over."""
         self.connection.execute(
-            self.names.format(statements.SET_NOTES), {"dataset_id": dataset_id, "notes": Jsonb(list(notes))}
+            self.names.format(statements.SET_NOTES),
+            {"dataset_id": dataset_id, "notes": Jsonb([usable_text(note) for note in notes])},
         )
 
     def forget_dataset(self, dataset_id: int) -> None:

@@ -14,6 +14,7 @@ Source for what triggers see: https://www.sqlite.org/lang_createtrigger.html and
 from __future__ import annotations
 
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from iceburg.sources.sqlite_sql import quote
 MAX_KEY: Final = 7
 _KEYS: Final = tuple(f"k{number}" for number in range(MAX_KEY + 1))
 _TRIGGER: Final = "_iceburg_log_"
+# Instructions of SQLite between two looks at the clock.
+_STEPS: Final = 10_000
 
 _CREATE: Final = f"""
 CREATE TABLE IF NOT EXISTS _iceburg_changes (
@@ -38,7 +41,10 @@ CREATE TABLE IF NOT EXISTS _iceburg_log (
 """
 _LAST: Final = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = '_iceburg_changes'), 0)"
 _STATE: Final = f"SELECT log_id, basis, ({_LAST}) FROM _iceburg_log"  # noqa: S608
-_PENDING: Final = "SELECT * FROM _iceburg_changes WHERE seq > ? ORDER BY seq"
+_PENDING: Final = "SELECT * FROM _iceburg_changes WHERE seq > ? ORDER BY seq LIMIT ?"
+_NEXT: Final = """
+SELECT l.log_id, c.* FROM _iceburg_log l JOIN _iceburg_changes c WHERE c.seq > ? ORDER BY c.seq LIMIT ?
+"""
 _PRUNE: Final = """
 DELETE FROM _iceburg_changes WHERE seq IN (SELECT seq FROM _iceburg_changes WHERE seq <= ? ORDER BY seq LIMIT ?)
 """
@@ -65,7 +71,7 @@ class LogState:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry."""
+    """One entry; `op` is as in the log, or ``n``: nothing is to be done about it."""
 
     seq: int
     table: str
@@ -84,10 +90,18 @@ def log_state(connection: sqlite3.Connection) -> LogState | None:
     return None if row is None else LogState(row[0], row[1], row[2])
 
 
-def pending(connection: sqlite3.Connection, after: int) -> list[Change]:
-    """Return the entries after a position, in order."""
-    found = fetch_all(connection, _PENDING, (after,))[1]
+def pending(connection: sqlite3.Connection, after: int, limit: int | None = None) -> list[Change]:
+    """Return the entries after a position, in order; at most `limit`."""
+    found = fetch_all(connection, _PENDING, (after, -1 if limit is None else limit))[1]
     return [Change(int(seq or 0), str(table), str(op), tuple(key)) for seq, table, op, *key in found]
+
+
+def pending_of(connection: sqlite3.Connection, log_id: str, after: int, limit: int) -> list[Change]:
+    """Return the entries after a position, up to a number; none where the log is another."""
+    found = fetch_all(connection, _NEXT, (after, limit))[1]
+    return [
+        Change(int(seq or 0), str(table), str(op), tuple(key)) for log, seq, table, op, *key in found if log == log_id
+    ]
 
 
 def count_pending(connection: sqlite3.Connection, after: int) -> int:
@@ -120,6 +134,39 @@ def count_rows(connection: sqlite3.Connection, tables: tuple[str, ...], limit: i
         if count >= limit:
             break
     return count
+
+
+def count_quickly(connection: sqlite3.Connection, tables: tuple[str, ...], seconds: float) -> dict[str, int]:
+    """Count the rows of tables; those for which the time does not suffice are left out."""
+    deadline, counts = time.monotonic() + seconds, dict[str, int]()
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
+    try:
+        for name in tables:
+            counting = f"SELECT count(*) FROM main.{quote(name)}"  # noqa: S608 - a quoted name
+            counts[name] = int(connection.execute(counting).fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            raise
+    finally:
+        connection.set_progress_handler(None, 0)
+    return counts
+
+
+def structure_version(connection: sqlite3.Connection) -> str:
+    """Return what the structure of the file is known by: it changes with every DDL statement, and with VACUUM."""
+    return str(connection.execute("PRAGMA schema_version").fetchone()[0])
+
+
+def sequences(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return SQLite's AUTOINCREMENT counters, by table."""
+    found = connection.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'sqlite_sequence'").fetchone()
+    return {} if found is None else dict(connection.execute("SELECT name, seq FROM main.sqlite_sequence").fetchall())
+
+
+def tables_to_be_read_whole(connection: sqlite3.Connection, after: int) -> set[str]:
+    """Return the tables that are entered as to be read whole after a position."""
+    rows = connection.execute("SELECT DISTINCT tbl FROM _iceburg_changes WHERE op = 'r' AND seq > ?", (after,))
+    return {name for (name,) in rows}
 
 
 def key_names(table: Table) -> tuple[str | None, ...]:

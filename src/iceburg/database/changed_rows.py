@@ -22,6 +22,7 @@ Record = tuple[Value, ...]
 _BATCH: Final = 400
 _WHOLE_BATCH: Final = 5_000
 _ALL: Final = 1 << 62
+_COUNTER: Final = "SELECT seq FROM sqlite_sequence WHERE name = ?"
 # Rows beyond this go to a file: the read transaction has to end before PostgreSQL is written.
 _IN_MEMORY: Final = 20_000
 
@@ -51,6 +52,11 @@ class TrackedTable:
     def name(self) -> str:
         """The table's name in its file."""
         return str(self.dataset.definition["source_table"])
+
+    @property
+    def counts(self) -> bool:
+        """Whether AUTOINCREMENT numbers its records, and gives no number twice."""
+        return bool(self.dataset.definition["description"]["autoincrement"])
 
     @property
     def by_rowid(self) -> bool:
@@ -122,6 +128,8 @@ class ChangedRows:
         By table: records of which only what identifies them counts; they are not there any more.
     spool
         The records that are there.
+    counters
+        AUTOINCREMENT's counter of the tables of which records are gone: it may be above all that are there.
     """
 
     last: int
@@ -129,6 +137,7 @@ class ChangedRows:
     whole: set[str] = field(default_factory=set)
     gone: dict[str, list[Record]] = field(default_factory=dict)
     spool: Spool = field(default_factory=Spool)
+    counters: dict[str, int] = field(default_factory=dict)
 
 
 def read_changed(
@@ -161,7 +170,7 @@ def read_changed(
             continue
         if change.op == "r":
             found.whole.add(change.table)
-        else:
+        elif change.op == "t":
             touched.setdefault(change.table, {})[change.key] = None
     encoding = text_encoding(connection)
     for name in sorted(found.whole):
@@ -173,6 +182,11 @@ def read_changed(
         there, gone = _current(connection, tables[name], list(keys), encoding)
         found.spool.add(name, there)
         found.gone[name] = gone
+    losing = [name for name in tables if (name in found.whole or found.gone.get(name)) and tables[name].counts]
+    for name in losing:
+        row = connection.execute(_COUNTER, (name,)).fetchone()
+        if row is not None and isinstance(row[0], int):
+            found.counters[name] = row[0]
     return found
 
 
@@ -182,6 +196,52 @@ def read_current(
     """Return the records of changes of one table: those that are there, and those that are not any more."""
     keys = list(dict.fromkeys(change.key for change in changes))
     return _current(connection, table, keys, text_encoding(connection))
+
+
+class RowQuery:
+    """Reads the row of one entry of a log: what `read_current` does, where nothing about it is unusual.
+
+    Parameters
+    ----------
+    table
+        Whose rows.
+    encoding
+        The file's, see `text_encoding`.
+    """
+
+    def __init__(self, table: TrackedTable, encoding: str) -> None:
+        self._table = table
+        self._at = 1 if len(table.key) == 1 else 0
+        expression = qualified(table.rowid) if table.rowid is not None else ""
+        if self._at:
+            name, collation = table.key[0]
+            expression = f"{qualified(name)} COLLATE {quote(collation)}"
+        suited = len(table.key) < 2 and expression and encoding == "UTF-8"
+        self._sql = f"SELECT {', '.join(_select(table))} {_source(table)} WHERE {expression} = ?" if suited else ""
+
+    def read(self, connection: sqlite3.Connection, changes: Sequence[Change]) -> tuple[Record, bool] | None:
+        """Return the record of changes and that it is there, or one that only identifies it and that it is not.
+
+        None where they are of several records, or it takes `read_current` to tell.
+        """
+        key = changes[-1].key
+        value = key[self._at]
+        if not self._sql or value is None or (isinstance(value, str) and not value.isascii()):
+            return None
+        if any(other.key[self._at] != value or type(other.key[self._at]) is not type(value) for other in changes):
+            return None
+        try:
+            rows: list[Record] = connection.execute(self._sql, (value,)).fetchall()
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) is not None:
+                raise
+            return None  # text that is not UTF-8
+        mapping, shadow = self._table.mapping, _shadow(self._table, key)
+        if not rows:
+            return shadow, False
+        # In a collation another key may be equal.
+        same = len(rows) == 1 and key_text(mapping.key(rows[0])) == key_text(mapping.key(shadow))
+        return (rows[0], True) if same else None
 
 
 def _select(table: TrackedTable) -> list[str]:

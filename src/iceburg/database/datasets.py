@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, Final, LiteralString
 
 import psycopg
-from psycopg.types.json import Jsonb
 
 from iceburg.database.catalogue import Catalogue, Dataset, Source
 from iceburg.database.indexes import INDEXES, drop_collection_structure, has_trigrams, make_index
+from iceburg.database.json_texts import as_jsonb
 from iceburg.database.plan import PlannedDataset, plan_store
 from iceburg.database.schema import SchemaNames
 from iceburg.database.structure import create_table, drop_table, loosen
+from iceburg.mappings.json_value import usable_text
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores
 
@@ -70,12 +71,12 @@ def put_collection(
         {
             "collection_id": dataset_id,
             "store": store.name,
-            "tenant": collection.get("tenant", "default_tenant"),
-            "database": collection.get("database", "default_database"),
-            "name": collection["name"],
+            "tenant": usable_text(collection.get("tenant", "default_tenant")),
+            "database": usable_text(collection.get("database", "default_database")),
+            "name": usable_text(collection["name"]),
             "dimension": collection["dimension"],
             "distance": collection["distance"],
-            "definition": Jsonb(collection),
+            "definition": as_jsonb(collection),
         },
     )
 
@@ -117,13 +118,13 @@ def reconcile(connection: psycopg.Connection, names: SchemaNames, store: Store) 
     return source, anew
 
 
-def set_constraints_aside(connection: psycopg.Connection, catalogue: Catalogue, source: Source) -> None:
+def set_constraints_aside(connection: psycopg.Connection, catalogue: Catalogue, source_id: int) -> None:
     """Drop foreign keys and unique constraints of a source's own tables while its changes are applied.
 
     SQLite does not enforce foreign keys by default, and rows arrive in another order than they were written: both would
     cost rows. `migrate` makes them again.
     """
-    for dataset in catalogue.datasets(source.source_id):
+    for dataset in catalogue.datasets(source_id):
         if dataset.definition["mapping"] == "table":
             loosen(connection, dataset)
 

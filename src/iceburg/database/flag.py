@@ -103,10 +103,18 @@ def _content(path: Path) -> str:
 
 def write_flag(path: Path, value: bool) -> None:
     """Write a flag file, whole or not at all, durably; one that is there keeps its owner and permissions."""
+    # The application may run as another user: whoever may read files made here may read the flag.
+    write_text(path, f"{str(value).lower()}\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all, durably; one that is there keeps its owner and permissions.
+
+    A new one can be read by everybody.
+    """
     path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    # The application may run as another user: whoever may read files made here may read the flag.
     descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(descriptor, "w") as file:
@@ -115,7 +123,7 @@ def write_flag(path: Path, value: bool) -> None:
                 os.fchmod(descriptor, stat.S_IMODE(there.st_mode))
                 if (there.st_uid, there.st_gid) != (os.geteuid(), os.getegid()):
                     os.fchown(descriptor, there.st_uid, there.st_gid)
-            file.write(f"{str(value).lower()}\n")
+            file.write(text)
             file.flush()
             os.fsync(descriptor)
         new.replace(path)

@@ -23,8 +23,8 @@ class IndexPlan:
         Which.
     definition
         What follows ``ON table``.
-    fallback
-        What to use where a value is too long for it.
+    fallbacks
+        What to use where a value is too long for it, and for each before.
     needs_trigrams
         Whether it can only be made where pg_trgm is.
     """
@@ -32,43 +32,57 @@ class IndexPlan:
     table: str
     name: str
     definition: LiteralString
-    fallback: LiteralString | None = None
+    fallbacks: tuple[LiteralString, ...] = ()
     needs_trigrams: bool = False
 
 
 INDEXES: Final = (
     IndexPlan("conversations", "conversations_by_time", '("timestamp" DESC, row_id DESC)'),
+    IndexPlan("conversations", "conversations_by_row", "(dataset_id, row_id)"),
     IndexPlan(
-        "conversations", "conversations_by_id", '(conversation_id, "timestamp" DESC)', "USING hash (conversation_id)"
+        "conversations", "conversations_by_id", '(conversation_id, "timestamp" DESC)', ("USING hash (conversation_id)",)
     ),
-    IndexPlan("matrix_entities", "matrix_entities_by_id", "(entity_id)", "USING hash (entity_id)"),
-    IndexPlan("matrix_entities", "matrix_entities_by_type", "(entity_type)"),
+    # What a search in the order of the ids looks at.
+    IndexPlan(
+        "matrix_entities",
+        "matrix_entities_by_id",
+        "(entity_id) INCLUDE (name, entity_type, dataset_id)",
+        ("(entity_id)", "USING hash (entity_id)"),
+    ),
+    # Counted by these alone.
+    IndexPlan("matrix_entities", "matrix_entities_by_type", "(dataset_id, entity_type)"),
+    IndexPlan(
+        "matrix_entities", "matrix_entities_by_source", "(dataset_id, source)", ("(dataset_id, left(source, 100))",)
+    ),
     IndexPlan("matrix_entities", "matrix_entities_by_name", "USING gin (name gin_trgm_ops)", needs_trigrams=True),
-    IndexPlan("matrix_relationships", "matrix_relationships_by_source", "(source_id)", "USING hash (source_id)"),
-    IndexPlan("matrix_relationships", "matrix_relationships_by_target", "(target_id)", "USING hash (target_id)"),
-    IndexPlan("embeddings", "embeddings_by_record", "(collection_id, record_id)", "USING hash (record_id)"),
+    IndexPlan("matrix_relationships", "matrix_relationships_by_source", "(source_id)", ("USING hash (source_id)",)),
+    IndexPlan("matrix_relationships", "matrix_relationships_by_target", "(target_id)", ("USING hash (target_id)",)),
+    IndexPlan("embeddings", "embeddings_by_record", "(collection_id, record_id)", ("USING hash (record_id)",)),
     IndexPlan("embeddings", "embeddings_by_row", "(collection_id, row_id)"),
     IndexPlan("telemetry", "telemetry_by_type", '(event_type, "timestamp" DESC)'),
     IndexPlan("telemetry", "telemetry_by_time", '("timestamp" DESC)'),
+    IndexPlan("telemetry", "telemetry_by_place", "(dataset_id, byte_offset)"),
 )
 
 
-def index_statement(names: SchemaNames, plan: IndexPlan, *, fallback: bool = False) -> sql.Composed:
-    """Return the statement that makes an index of a plan's table."""
-    definition = plan.fallback if fallback and plan.fallback is not None else plan.definition
+def index_statement(names: SchemaNames, plan: IndexPlan, definition: LiteralString) -> sql.Composed:
+    """Return the statement that makes an index of a plan's table by one of its definitions."""
     return sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} {}").format(
         sql.Identifier(plan.name), sql.Identifier(names.data, plan.table), sql.SQL(definition)
     )
 
 
 def make_index(connection: psycopg.Connection, names: SchemaNames, plan: IndexPlan) -> None:
-    """Make an index of a plan's table, its fallback where a value is too long; nothing if it exists."""
-    try:
-        connection.execute(index_statement(names, plan))
-    except psycopg.errors.ProgramLimitExceeded:
-        if plan.fallback is None:
-            raise
-        connection.execute(index_statement(names, plan, fallback=True))
+    """Make an index of a plan's table, a fallback where a value is too long; nothing if it exists."""
+    *others, last = plan.definition, *plan.fallbacks
+    for definition in others:
+        try:
+            with connection.transaction():
+                connection.execute(index_statement(names, plan, definition))
+        except psycopg.errors.ProgramLimitExceeded:
+            continue
+        return
+    connection.execute(index_statement(names, plan, last))
 
 
 def drop_limiting_indexes(connection: psycopg.Connection, names: SchemaNames, dataset: Dataset) -> bool:
@@ -84,7 +98,7 @@ def drop_limiting_indexes(connection: psycopg.Connection, names: SchemaNames, da
         " AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid)",
         (schema, dataset.target_table),
     ).fetchall()
-    replaceable = {plan.name for plan in INDEXES if plan.fallback is not None}
+    replaceable = {plan.name for plan in INDEXES if plan.fallbacks}
     found = [name for (name,) in rows if own or name in replaceable]
     for name in found:
         connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(schema, name)))

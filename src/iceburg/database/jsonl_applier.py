@@ -10,11 +10,11 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, LiteralString
 
 import psycopg
 
-from iceburg.database.applier import Applied, NotReadyError
+from iceburg.database.applier import Ahead, Applied, NotReadyError
 from iceburg.database.catalogue import Catalogue, Dataset, Source
 from iceburg.database.datasets import reconcile
 from iceburg.database.positions import (
@@ -26,7 +26,7 @@ from iceburg.database.positions import (
     move_position,
     set_position,
 )
-from iceburg.database.quick_apply import QuickApply
+from iceburg.database.quick_apply import QuickApply, SingleChange
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import SourceError
@@ -38,6 +38,14 @@ MAX_BYTES_READ_WHOLE: Final = 64 << 20
 _PIECE: Final = 4 << 20
 _BACK: Final = 64 << 10
 _HEAD: Final = 4096
+# What there is of lines from an offset on. The key of a line is a JSON text such as [1694].
+_TRIM: Final[tuple[LiteralString, ...]] = (
+    "DELETE FROM {data}.telemetry WHERE dataset_id = %(dataset)s AND byte_offset >= %(end)s",
+    "DELETE FROM {state}.originals WHERE dataset_id = %(dataset)s"
+    " AND substring(record_key FROM '^\\[(\\d+)\\]$')::numeric >= %(end)s",
+    "DELETE FROM {state}.quarantine WHERE dataset_id = %(dataset)s"
+    " AND substring(record_key FROM '^\\[(\\d+)\\]$')::numeric >= %(end)s",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +59,13 @@ class JsonlState:
         deleted and made again, may keep its inode.
     end
         The offset behind its last finished line.
+    whole
+        Whether it ends there.
     """
 
     log_id: str
     end: int
+    whole: bool
 
 
 def jsonl_state(path: Path) -> JsonlState | None:
@@ -74,7 +85,7 @@ def jsonl_state(path: Path) -> JsonlState | None:
             file.seek(0)
             head = file.read(min(_HEAD, end)).partition(b"\n")[0]
             first = hashlib.sha256(head).hexdigest()[:16] if end else ""
-            return JsonlState(f"{status.st_dev}:{status.st_ino}:{first}", end)
+            return JsonlState(f"{status.st_dev}:{status.st_ino}:{first}", end, end == status.st_size)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -106,12 +117,42 @@ def read_lines(path: Path, start: int, end: int) -> tuple[list[Line], int]:
     return found, offset
 
 
-class JsonlApplier:
-    """Applies what is appended to one JSONL file; safe to use from several threads and processes at once."""
+def read_rest(path: Path, start: int) -> Line | None:
+    """Return the unfinished last line, which begins at an offset; None if there is none."""
+    with path.open("rb") as file:
+        file.seek(start)
+        raw = file.read()
+    offset = start
+    if offset == 0 and raw.startswith(BOM):
+        raw, offset = raw[len(BOM) :], len(BOM)
+    return Line(offset, 0, raw, b"") if b"\n" not in raw and raw.strip(b" \t\r\n\x0b\x0c") else None
 
-    def __init__(self, store: Store, names: SchemaNames) -> None:
+
+def count_lines(path: Path, end: int) -> int:
+    """Count the finished lines before an offset at which one ends; blank ones are left out."""
+    count, offset, before = 0, 0, -1
+    while before < offset < end:
+        before = offset
+        lines, offset = read_lines(path, offset, end)
+        count += len(lines)
+    return count
+
+
+class JsonlApplier:
+    """Applies what is appended to one JSONL file; safe to use from several threads and processes at once.
+
+    Parameters
+    ----------
+    store, names
+        The file, and the target's schemas.
+    largest
+        Bytes of a file that is read from its beginning; None for any size.
+    """
+
+    def __init__(self, store: Store, names: SchemaNames, *, largest: int | None = MAX_BYTES_READ_WHOLE) -> None:
         self.store = store
         self._names = names
+        self._largest = largest
         # What the position is believed to be: a wrong belief costs the short way, nothing else.
         self._at: Position | None = None
         self._quick: tuple[tuple[int, int], QuickApply] | None = None
@@ -124,6 +165,15 @@ class JsonlApplier:
         NotReadyError
             PostgreSQL does not have it, and it is too large to be copied here.
         """
+        found = self._begin(connection, read_whole=True) or find_position(connection, self._names, self.store.name)
+        assert found is not None  # noqa: S101 - it was begun
+        return found
+
+    def resume(self, connection: psycopg.Connection) -> Position | None:
+        """Return the position if there is one, or one can begin where PostgreSQL is; else None."""
+        return self._begin(connection, read_whole=False)
+
+    def _begin(self, connection: psycopg.Connection, *, read_whole: bool) -> Position | None:
         state = jsonl_state(self.store.path)
         if state is None:
             raise NotReadyError("there is no such file yet", where=self.store.name)
@@ -134,13 +184,22 @@ class JsonlApplier:
             source, _ = reconcile(connection, self._names, self.store)
             old = lock_position(connection, self._names, source.source_id)
             if old is not None and old.log_id == BEING_MIGRATED:
+                if not read_whole:
+                    return None
                 raise NotReadyError("it is being migrated", where=self.store.name, hint="Wait for `migrate` to end.")
             if old is None or old.log_id != state.log_id or old.position > state.end:
                 start = self._beginning(connection, source, state)
-                set_position(connection, self._names, source.source_id, state.log_id, start, "")
-        position = find_position(connection, self._names, self.store.name)
-        assert position is not None  # noqa: S101 - written above
-        return position
+                if start is None and not read_whole:
+                    return None
+                if start is None:
+                    self._clear(connection, source, state)
+                set_position(connection, self._names, source.source_id, state.log_id, start or 0, "")
+                if not source.complete:
+                    # From here on the position says what of it is in PostgreSQL.
+                    Catalogue(connection, self._names).update_source(
+                        source.source_id, fingerprint=None, complete=True, problem=None
+                    )
+        return find_position(connection, self._names, self.store.name)
 
     def arm(self) -> None:
         """Nothing to do: the file is its own log."""
@@ -148,28 +207,27 @@ class JsonlApplier:
     def mark(self) -> Mark | None:
         """Return where the file is; None if it is not there."""
         state = jsonl_state(self.store.path)
-        return None if state is None else Mark(state.log_id, state.end)
+        return None if state is None else Mark(state.log_id, state.end, state.whole)
 
     def _dataset(self, connection: psycopg.Connection, source_id: int) -> Dataset:
         (dataset,) = Catalogue(connection, self._names).datasets(source_id)
         return dataset
 
-    def _beginning(self, connection: psycopg.Connection, source: Source, state: JsonlState) -> int:
-        """Return where to begin; the dataset is emptied if that is the beginning of the file."""
+    def _beginning(self, connection: psycopg.Connection, source: Source, state: JsonlState) -> int | None:
+        """Return where to begin; None where PostgreSQL has nothing that is the beginning of the file."""
         if source.complete and source.fingerprint == fingerprint(self.store):
             return state.end
-        dataset = self._dataset(connection, source.source_id)
-        last = self._last_common(connection, dataset, state)
-        if last is not None:
-            return last
-        if state.end > MAX_BYTES_READ_WHOLE:
+        return self._last_common(connection, self._dataset(connection, source.source_id), state)
+
+    def _clear(self, connection: psycopg.Connection, source: Source, state: JsonlState) -> None:
+        """Empty the dataset, so that the file can be read from its beginning."""
+        if self._largest is not None and state.end > self._largest:
             raise NotReadyError(
                 "PostgreSQL does not have it as it is now",
                 where=self.store.name,
                 hint="Run `iceburg-db migrate`; until then the file answers.",
             )
-        RecordWriter(connection, self._names, dataset).clear()
-        return 0
+        RecordWriter(connection, self._names, self._dataset(connection, source.source_id)).clear()
 
     def _last_common(self, connection: psycopg.Connection, dataset: Dataset, state: JsonlState) -> int | None:
         """Return the offset of PostgreSQL's last line if the file has that very line there."""
@@ -206,6 +264,21 @@ class JsonlApplier:
             PostgreSQL cannot write now; what was applied is a prefix of the file.
         """
         changes = 0
+        while True:
+            applied = self.advance(connection)
+            changes += applied.changes
+            if applied.settled:
+                return Applied(applied.position, changes)
+
+    def advance(self, connection: psycopg.Connection, limit: int | None = None) -> Applied:
+        """Apply the next piece, a few MB; after each, PostgreSQL has a prefix of the file.
+
+        Raises
+        ------
+        NotReadyError, psycopg.Error
+            As for `apply`.
+        """
+        del limit  # lines are counted in bytes
         quick = self._apply_one(connection)
         if quick is not None:
             return quick
@@ -218,30 +291,95 @@ class JsonlApplier:
                     continue
                 if position.position >= state.end:
                     self._at = position
-                    return Applied(position.position, changes)
+                    return Applied(position.position, 0)
                 lines, end = read_lines(self.store.path, position.position, state.end)
                 dataset = self._dataset(connection, position.source_id)
                 RecordWriter(connection, self._names, dataset).write(lines)
                 move_position(connection, self._names, position, end, structure="", redefined=False, applied=len(lines))
-                changes += len(lines)
+                self._at = replace(position, position=end)
+                return Applied(end, len(lines), settled=end >= state.end)
+
+    def take_in_rest(self, connection: psycopg.Connection) -> bool:
+        """Take in the unfinished last line of a file that rests, as `migrate` does; return whether there is one.
+
+        The position stays before it: once the line is finished it is applied in place of what was taken in here.
+        """
+        known = self.attach(connection)
+        with connection.transaction():
+            position = lock_position(connection, self._names, known.source_id)
+            state = jsonl_state(self.store.path)
+            if position is None or state is None or (position.log_id, position.position) != (state.log_id, state.end):
+                return False
+            rest = read_rest(self.store.path, state.end)
+            dataset = self._dataset(connection, position.source_id)
+            for statement in _TRIM:
+                connection.execute(
+                    self._names.format(statement), {"dataset": dataset.dataset_id, "end": position.position}
+                )
+            if rest is not None:
+                RecordWriter(connection, self._names, dataset).write([rest])
+            return rest is not None
+
+    def account(self, connection: psycopg.Connection) -> None:
+        """Count both sides as of the position, with what was taken in of the rest; see `Catalogue.set_counts`."""
+        rest = self.take_in_rest(connection)
+        known = self.attach(connection)
+        with connection.transaction():
+            position = lock_position(connection, self._names, known.source_id)
+            if position is not None:
+                dataset = self._dataset(connection, position.source_id)
+                lines = count_lines(self.store.path, position.position) + rest
+                rows = dataset.target().count(connection)
+                Catalogue(connection, self._names).set_counts(dataset.dataset_id, lines, rows)
+
+    def begin_after_copy(self, connection: psycopg.Connection, source_id: int, mark: Mark) -> None:
+        """Begin the position where the file was before it was copied; what was copied beyond it is applied again."""
+        number = self._dataset(connection, source_id).dataset_id
+        for statement in _TRIM:
+            connection.execute(self._names.format(statement), {"dataset": number, "end": mark.position})
+        set_position(connection, self._names, source_id, mark.log_id, mark.position, "")
+
+    def suspend(self, connection: psycopg.Connection) -> None:
+        """Nothing to do: every piece leaves a prefix of the file."""
 
     def _apply_one(self, connection: psycopg.Connection) -> Applied | None:
         """Apply a single new line in one statement; None where there is not just one."""
         at = self._at
-        state = jsonl_state(self.store.path)
-        if at is None or state is None or at.log_id != state.log_id or not 0 < state.end - at.position <= _PIECE:
-            return None
-        lines, end = read_lines(self.store.path, at.position, state.end)
-        if len(lines) != 1 or end != state.end:
+        change = None if at is None else self._single(at)
+        if at is None or change is None:
             return None
         # Whenever the dataset may be another, so is the epoch.
         known = at.source_id, at.epoch
         if self._quick is None or self._quick[0] != known:
             self._quick = known, QuickApply(self._names, self._dataset(connection, at.source_id))
-        if not self._quick[1].apply(connection, at, end, 1, lines[0], there=True):
+        return self._note(at, change) if self._quick[1].apply(connection, at, change) else None
+
+    def ahead(self, connection: psycopg.Connection) -> Ahead | None:
+        """Begin to apply the one line that was appended, before it is durable; nothing is waited for.
+
+        Parameters
+        ----------
+        connection
+            To the target, in autocommit mode; not to be used until `Ahead.end`.
+        """
+        at, quick = self._at, self._quick
+        if at is None or quick is None or quick[0] != (at.source_id, at.epoch):
             return None
-        self._at = replace(at, position=end)
-        return Applied(end, 1)
+        change = self._single(at)
+        begun = None if change is None else quick[1].begin(connection, at, change)
+        return None if begun is None or change is None else Ahead(begun, lambda: self._note(at, change))
+
+    def _note(self, at: Position, change: SingleChange) -> Applied:
+        if self._at is at:
+            self._at = replace(at, position=change.last)
+        return Applied(change.last, 1)
+
+    def _single(self, at: Position) -> SingleChange | None:
+        state = jsonl_state(self.store.path)
+        if state is None or at.log_id != state.log_id or not 0 < state.end - at.position <= _PIECE:
+            return None
+        lines, end = read_lines(self.store.path, at.position, state.end)
+        return SingleChange(lines[0], True, end, 1) if len(lines) == 1 and end == state.end else None
 
     def close(self) -> None:
         """Nothing is kept open."""

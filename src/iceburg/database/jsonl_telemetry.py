@@ -7,18 +7,22 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from iceburg.database import fork_guard
 from iceburg.database.arguments import limited
+from iceburg.database.fence import is_fenced_file
 from iceburg.database.protocol import Aggregate, Event
 from iceburg.database.telemetry_events import aggregates, event_of, line_of, stem_of, time_bound, type_bound
 from iceburg.database.telemetry_index import TelemetryIndex
-from iceburg.errors import SourceBusyError, SourceError, UsageError
+from iceburg.errors import FencedError, SourceBusyError, SourceError, UsageError
 from iceburg.sources.jsonl import GZIP_MAGIC
+
+Companion: TypeAlias = Callable[[], Callable[[bool], None] | None]
+"""Called once lines are written, before they are durable; what it returns is called afterwards: are they?"""
 
 _POLL: Final = 0.002
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -42,6 +46,7 @@ class JsonlTelemetry:
         self._index = TelemetryIndex(self._path, self._stem)
         self._reading = threading.Lock()
         self._writing = threading.Lock()
+        self._mine = threading.local()
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Append an event; it is durable on return.
@@ -60,13 +65,32 @@ class JsonlTelemetry:
         lines = [line_of(event, self._stem) + b"\n" for event in events]
         if not lines:
             return
-        with fork_guard.active(), self._writing, self._explained("written"), self._locked() as file:
-            size = os.fstat(file).st_size
-            if os.pread(file, len(GZIP_MAGIC), 0) == GZIP_MAGIC:
-                raise SourceError("is compressed", where=str(self._path), hint="Decompress it, or move it away.")
-            # A line that another writer did not finish stays a line of its own.
-            torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-            _write(file, size, (b"\n" if torn else b"") + b"".join(lines))
+        begin: Companion | None = getattr(self._mine, "companion", None)
+        end: Callable[[bool], None] | None = None
+        durable = False
+        try:
+            with fork_guard.active(), self._writing, self._explained("written"), self._locked() as file:
+                size = os.fstat(file).st_size
+                if os.pread(file, len(GZIP_MAGIC), 0) == GZIP_MAGIC:
+                    raise SourceError("is compressed", where=str(self._path), hint="Decompress it, or move it away.")
+                # A line that another writer did not finish stays a line of its own.
+                torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+                with _appended(file, size, (b"\n" if torn else b"") + b"".join(lines)):
+                    if begin is not None:
+                        end = begin()
+            durable = True
+        finally:
+            if end is not None:
+                end(durable)
+
+    @contextmanager
+    def accompanied(self, companion: Companion) -> Iterator[None]:
+        """Have what this thread appends accompanied."""
+        self._mine.companion = companion
+        try:
+            yield
+        finally:
+            self._mine.companion = None
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -93,6 +117,8 @@ class JsonlTelemetry:
         flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
         try:
             return os.open(self._path, flags)
+        except IsADirectoryError:
+            raise self._fenced_or_directory() from None
         except FileNotFoundError:
             new = [parent for parent in self._path.parents if not parent.exists()]
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +126,15 @@ class JsonlTelemetry:
             for directory in (self._path.parent, *(parent.parent for parent in new)):
                 _sync_directory(directory)
             return file
+
+    def _fenced_or_directory(self) -> SourceError:
+        if is_fenced_file(self._path):
+            return FencedError(
+                "is closed: its events are in PostgreSQL, which alone is written now",
+                where=str(self._path),
+                hint="Nothing was written to the file.",
+            )
+        return SourceError("is a directory", where=str(self._path), hint="Move it away.")
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -148,6 +183,8 @@ class JsonlTelemetry:
     @contextmanager
     def _fresh(self) -> Iterator[int | None]:
         with fork_guard.active(), self._reading, self._explained("read"):
+            if self._path.is_dir():
+                raise self._fenced_or_directory()
             file = self._index.refresh()
             try:
                 yield file
@@ -171,14 +208,16 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _write(file: int, size: int, content: bytes) -> None:
-    """Append to a file of a size, durably; on failure take it back."""
+@contextmanager
+def _appended(file: int, size: int, content: bytes) -> Iterator[None]:
+    """Append to a file of a size, durable at the end; on failure take it back."""
     written = 0
     try:
         while written < len(content):
             written += os.write(file, memoryview(content)[written:])
+        yield
         os.fsync(file)
-    except OSError:
+    except BaseException:
         # Not if a program that takes no lock has written behind it.
         if os.fstat(file).st_size == size + written:
             os.ftruncate(file, size)

@@ -32,6 +32,11 @@ DELETE FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY(%s)
 """
 FORGET_ORIGINALS: Final[LiteralString] = "DELETE FROM {state}.originals WHERE dataset_id = %s"
 FORGET_QUARANTINE: Final[LiteralString] = "DELETE FROM {state}.quarantine WHERE dataset_id = %s"
+COUNT_QUARANTINE: Final[LiteralString] = "SELECT count(*) FROM {state}.quarantine WHERE dataset_id = %s"
+SELECT_KEPT_KEYS: Final[LiteralString] = """
+SELECT record_key FROM {state}.originals WHERE dataset_id = %(id)s
+UNION SELECT record_key FROM {state}.quarantine WHERE dataset_id = %(id)s
+"""
 SELECT_ORIGINALS: Final[LiteralString] = """
 SELECT record_key, field, storage_class, value, reason FROM {state}.originals
 WHERE dataset_id = %s AND record_key = ANY(%s)
@@ -96,6 +101,18 @@ def forget_kept(connection: psycopg.Connection, names: SchemaNames, dataset_id: 
     """Remove what is kept of records."""
     for statement in (DELETE_ORIGINALS, DELETE_QUARANTINE):
         connection.execute(names.format(statement), (dataset_id, list(keys)))
+
+
+def kept_keys(connection: psycopg.Connection, names: SchemaNames, dataset_id: int) -> set[str]:
+    """Return the keys of all records of which something is kept."""
+    return {key for (key,) in connection.execute(names.format(SELECT_KEPT_KEYS), {"id": dataset_id})}
+
+
+def count_quarantined(connection: psycopg.Connection, names: SchemaNames, dataset_id: int) -> int:
+    """Count the quarantined records of a dataset."""
+    row = connection.execute(names.format(COUNT_QUARANTINE), (dataset_id,)).fetchone()
+    assert row is not None  # noqa: S101 - an aggregate always has a row
+    return int(row[0])
 
 
 def originals_of(

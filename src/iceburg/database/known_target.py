@@ -81,6 +81,30 @@ def find_positions(
     return KnownPositions() if target is None else _ask(target, names, sources)
 
 
+def existing_target(dsn: str | None, data_dir: Path, settings: Settings, *, progress: Progress) -> Target:
+    """Choose the PostgreSQL of an installation that was migrated, as `resolve_target` does; none is made.
+
+    Raises
+    ------
+    UsageError
+        The given DSN is empty.
+    TargetError
+        The connection string is malformed, the embedded server cannot be started, or it has no database of this
+        installation.
+    """
+    if dsn is not None or settings.database_url is not None:
+        return resolve_target(dsn, data_dir, settings, progress=progress)
+    target = _embedded_target(data_dir, settings, progress)
+    if target is None:
+        raise TargetError(
+            "The embedded server has no database of this installation.",
+            where=str(data_dir),
+            hint="Name the directory as it was migrated; `iceburg-db server status` lists those that were. If it was"
+            " migrated to another PostgreSQL, give its --dsn.",
+        )
+    return target
+
+
 def _embedded_target(data_dir: Path, settings: Settings, progress: Progress) -> Target | None:
     server = EmbeddedServer(settings.home, progress=progress)
     found = server.status()

@@ -25,6 +25,8 @@ from iceburg.mappings.table import ROWID_COLUMN
 from iceburg.mappings.vectors import TABLE_COLUMNS
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores, dataset_name, name_collections
+from iceburg.sources.discovery import jsonl_stem
+from iceburg.sources.jsonl_layout import read_layout
 from iceburg.sources.sqlite_fetch import lenient_text
 from iceburg.sources.sqlite_rows import TableReader
 from iceburg.sources.sqlite_schema import DatabaseDescription, Table
@@ -108,11 +110,9 @@ def plan_store(
         The store cannot be read.
     """
     if store.kind == "jsonl":
-        stem = PurePosixPath(store.name).name
-        for suffix in (".gz", ".jsonl", ".ndjson", ".jsonlines"):
-            stem = stem.removesuffix(suffix)
-        definition = {"mapping": "telemetry", "stem": stem}
-        return StorePlan((PlannedDataset(store.name, definition, names.data, "telemetry"),))
+        definition = {"mapping": "telemetry", "stem": jsonl_stem(PurePosixPath(store.name).name)}
+        planned = PlannedDataset(store.name, definition, names.data, "telemetry")
+        return StorePlan((planned,), description=asdict(read_layout(store.path, store.name)))
     if store.kind == "chroma":
         return _plan_chroma(stores, store, names)
     return _plan_sqlite(stores, store, names, known, taken)

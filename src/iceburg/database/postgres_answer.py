@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 from psycopg import sql
@@ -17,6 +17,9 @@ from iceburg.mappings.document import ENTITIES, RELATIONSHIPS
 from iceburg.mappings.identity import identify, key_text
 from iceburg.mappings.mapping import Mapping, TargetColumn, UnrestorableError
 from iceburg.records import Value
+
+if TYPE_CHECKING:
+    from iceburg.database.quick_write import QuickWrite
 
 Columns: TypeAlias = dict[str, Value]
 Fetched: TypeAlias = tuple[Any, ...]
@@ -46,8 +49,8 @@ class Bound:
         Gives the id of a row for the `key_text` of its record.
     has_originals
         Whether originals were met.
-    statements
-        Those made for it so far.
+    statements, quick
+        Those made for it so far, and the short way of writing to it.
     """
 
     dataset: Dataset
@@ -59,6 +62,7 @@ class Bound:
     identity: Callable[[str], bytes]
     has_originals: bool = False
     statements: dict[Any, bytes] = field(default_factory=dict, repr=False)
+    quick: QuickWrite | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, epoch: int | None) -> Bound:
@@ -115,6 +119,8 @@ class Answer:
         The dataset.
     rows
         As selected.
+    state
+        What they are as of: reads of the same state of a source have the same.
     odd
         Whether there are originals of the fields asked about.
     kept
@@ -125,6 +131,7 @@ class Answer:
 
     bound: Bound
     rows: list[Fetched]
+    state: tuple[Any, ...] = ()
     odd: bool = False
     kept: bool = False
     originals: dict[bytes | str, Originals] = field(default_factory=dict)
@@ -157,6 +164,8 @@ def stored_json(text: str | None) -> Any:
     """Return the JSON value of a text that ``jsonb`` printed, as `json.loads` does; None of None."""
     if text is None:
         return None
+    if len(text) < len(_LONG_NUMBER):
+        return orjson.loads(text)
     raw = text.encode()
     # A number of fewer digits is the same to both readers; ``jsonb`` prints no exponents.
     return json.loads(text) if _LONG_NUMBER in raw.translate(_DIGITS) else orjson.loads(raw)

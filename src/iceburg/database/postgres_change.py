@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeAlias, TypeVar
 import psycopg
 from psycopg import sql
 
+from iceburg.database.catalogue import Catalogue
 from iceburg.database.indexes import INDEXES, drop_limiting_indexes, index_statement
 from iceburg.database.postgres_failures import StaleError
 from iceburg.database.record_writer import RecordWriter
+from iceburg.database.schema import SchemaNames
 from iceburg.errors import TargetError
 from iceburg.mappings.identity import key_text
 
@@ -23,7 +25,8 @@ T = TypeVar("T")
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 
 # An arbitrary number of our own; with that of the dataset it makes a lock.
-_LOCK: Final = 0x1CEB0003
+WRITERS_LOCK: Final = 0x1CEB0003
+"""The lock of those who write to a dataset; its second number is the dataset's."""
 # Writers go one after the other, as they do in SQLite: two that write the same record would meet in its key.
 _BEGIN: Final[LiteralString] = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on;
@@ -34,22 +37,32 @@ SELECT reason FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY
 """
 
 # Numbers of rows are not used again: the source's sequence is kept up to those that were deleted.
-_NEXT_NUMBER: Final[LiteralString] = """
+NEXT_NUMBER: Final[LiteralString] = """
 SELECT 1 + greatest(0,
     (SELECT max(t.row_id) FROM {table} AS t WHERE {owned}),
     (SELECT max(substring(record_key FROM '^\\[([0-9]+)\\]$')::bigint) FROM {state}.quarantine
      WHERE dataset_id = {dataset}),
     (SELECT max((e.value ->> 'sequence')::bigint)
      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') e
-     WHERE s.source_id = {source} AND e.value ->> 'name' = %(table)s))
+     WHERE s.source_id = {source} AND e.value ->> 'name' = {name}))
 """
-_NOTE_NUMBER: Final[LiteralString] = """
-UPDATE {state}.sources s SET description = jsonb_set(s.description, e.path, to_jsonb(%(number)s::bigint))
-FROM (SELECT ARRAY['tables', (e.ordinality - 1)::text, 'sequence'] AS path, (e.value ->> 'sequence')::bigint AS sequence
-      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') WITH ORDINALITY e
-      WHERE s.source_id = {source} AND e.value ->> 'name' = %(table)s) e
-WHERE s.source_id = {source} AND coalesce(e.sequence, 0) < %(number)s
-"""
+
+
+def of_dataset(names: SchemaNames, bound: Bound, statement: LiteralString) -> sql.Composed:
+    """Put into a statement what stands in braces there.
+
+    ``{state}``, ``{table}``, ``{source}``, ``{dataset}`` and ``{name}`` (of the source's table) are the dataset's;
+    ``{owned}`` is the condition that a row of ``t`` is.
+    """
+    dataset = bound.dataset
+    return names.format(
+        statement,
+        table=sql.Identifier(dataset.target_schema, dataset.target_table),
+        dataset=sql.Literal(dataset.dataset_id),
+        source=sql.Literal(dataset.source_id),
+        name=sql.Literal(dataset.definition.get("source_table")),
+        owned=bound.owned,
+    )
 
 
 class Change:
@@ -70,21 +83,8 @@ class Change:
         self.bound = bound
 
     def run(self, statement: LiteralString, parameters: Parameters = None) -> psycopg.Cursor[Any]:
-        """Run a statement; ``{state}``, ``{table}``, ``{source}``, ``{dataset}`` and ``{owned}`` are the dataset's.
-
-        ``{owned}`` is the condition that a row of ``t`` is the dataset's.
-        """
-        dataset = self.bound.dataset
-        return self.connection.execute(
-            self._session.names.format(
-                statement,
-                table=sql.Identifier(dataset.target_schema, dataset.target_table),
-                dataset=sql.Literal(dataset.dataset_id),
-                source=sql.Literal(dataset.source_id),
-                owned=self.bound.owned,
-            ),
-            parameters,
-        )
+        """Run a statement; for what stands in braces see `of_dataset`."""
+        return self.connection.execute(of_dataset(self._session.names, self.bound, statement), parameters)
 
     def fetch(self, statement: LiteralString, parameters: Parameters = None) -> tuple[Any, ...] | None:
         """Run a query as `run` does; return its first row."""
@@ -99,11 +99,14 @@ class Change:
 
     def next_number(self) -> int:
         """Return the number for the next row of a table that numbers its rows: greater than any that it has given."""
-        return self.number(_NEXT_NUMBER, {"table": self.bound.dataset.definition["source_table"]})
+        return self.number(NEXT_NUMBER)
 
     def note_number(self, number: int) -> None:
         """See that the number of a row that is removed is not given again."""
-        self.run(_NOTE_NUMBER, {"number": number, "table": self.bound.dataset.definition["source_table"]})
+        dataset = self.bound.dataset
+        Catalogue(self.connection, self._session.names).note_number(
+            dataset.source_id, dataset.definition["source_table"], number
+        )
 
     def write(self, records: Sequence[Any], gone: Sequence[Any] = (), *, new: bool = False) -> None:
         """Write records over what is there, or `new` ones beside it, and remove those of `gone`.
@@ -142,8 +145,8 @@ class Change:
         if self._loosened or not drop_limiting_indexes(self.connection, names, dataset):
             return False
         for plan in INDEXES:
-            if plan.table == dataset.target_table and plan.fallback is not None:
-                self.connection.execute(index_statement(names, plan, fallback=True))
+            if plan.table == dataset.target_table and plan.fallbacks:
+                self.connection.execute(index_statement(names, plan, plan.fallbacks[-1]))
         self._loosened = True
         return True
 
@@ -159,7 +162,7 @@ def run_change(session: PostgresSession, bound: Bound, work: Callable[[Change], 
         The dataset is gone.
     """
     number = sql.Literal(bound.dataset.dataset_id)
-    begin = session.names.format(_BEGIN, lock=sql.Literal(_LOCK), dataset=number)
+    begin = session.names.format(_BEGIN, lock=sql.Literal(WRITERS_LOCK), dataset=number)
     with session.connection() as connection:
         try:
             cursor = connection.execute(begin, prepare=False)
@@ -182,9 +185,14 @@ def run_change(session: PostgresSession, bound: Bound, work: Callable[[Change], 
         try:
             connection.execute("COMMIT", prepare=False)
         except psycopg.OperationalError as error:
-            raise TargetError(
-                f"The connection ended while it was being committed, so that it may or may not be written: {error}",
-                where=session.description,
-                hint="Look before you write it again.",
-            ) from error
+            raise unknown_outcome(error, session.description) from error
     return result
+
+
+def unknown_outcome(error: psycopg.Error, where: str) -> TargetError:
+    """Make the error of a commit of which it is not known whether it was one."""
+    return TargetError(
+        f"The connection ended while it was being committed, so that it may or may not be written: {error}",
+        where=where,
+        hint="Look before you write it again.",
+    )

@@ -39,13 +39,6 @@ SELECT 1 + greatest(0,
      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') e
      WHERE s.source_id = {source} AND e.value ->> 'name' = %s))
 """
-_NOTE_NUMBER: Final[LiteralString] = """
-UPDATE {state}.sources s SET description = jsonb_set(s.description, e.path, to_jsonb(%(number)s::bigint))
-FROM (SELECT ARRAY['tables', (e.ordinality - 1)::text, 'sequence'] AS path, (e.value ->> 'sequence')::bigint AS sequence
-      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') WITH ORDINALITY e
-      WHERE s.source_id = {source} AND e.value ->> 'name' = %(table)s) e
-WHERE s.source_id = {source} AND coalesce(e.sequence, 0) < %(number)s
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +155,3 @@ def next_number(change: Change) -> int:
     found = change.fetch(_NEXT_NUMBER, (change.bound.dataset.definition["source_table"],))
     assert found is not None  # noqa: S101 - no aggregate is without a row
     return int(found[0])
-
-
-def note_number(change: Change, number: int) -> None:
-    """See that the number of a record that is removed is not given again."""
-    table = change.bound.dataset.definition["source_table"]
-    change.run(_NOTE_NUMBER, {"number": number, "table": table})

@@ -10,7 +10,7 @@ from iceburg.database import conversion
 from iceburg.database.arguments import conversation_columns, is_number, is_text, limited
 from iceburg.database.network import bytewise
 from iceburg.database.postgres_answer import Answer, Fetched, stored_json
-from iceburg.database.postgres_change import Change
+from iceburg.database.postgres_change import NEXT_NUMBER, Change
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Conversation
 from iceburg.mappings.conversations import COLUMNS
@@ -58,6 +58,8 @@ class PostgresConversations:
     def __init__(self, session: PostgresSession, dataset: str) -> None:
         self._session = session
         self._dataset = dataset
+        # What the next one is believed to be numbered: a wrong belief costs the short way, nothing else.
+        self._expected: int | None = None
 
     def save(
         self,
@@ -88,7 +90,13 @@ class PostgresConversations:
             change.write([change.bound.record({**columns, "id": number})], new=True)
             return number
 
-        return self._session.change(self._dataset, work)
+        session, number = self._session, self._expected
+        if number is None or not session.write_one(
+            self._dataset, session.record(self._dataset, {**columns, "id": number}), NEXT_NUMBER, number
+        ):
+            number = session.change(self._dataset, work)
+        self._expected = number + 1
+        return number
 
     def get(self, conversation: int) -> Conversation | None:
         """Return the exchange of a number."""

@@ -14,22 +14,44 @@ from iceburg.database.postgres_change import Change
 from iceburg.database.postgres_search import WITHOUT_ID, PostgresSearch, contain, decisive
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Entity, Network, Relationship
-from iceburg.database.sqlite_matrix import PREFIX
+from iceburg.database.sqlite_matrix import other_id
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import usable_text
 from iceburg.records import Value
 
 # Where these stand in a row of either table.
-_TYPE, _DOCUMENT, _CREATED = 2, 3, 4
+_DATASET, _TYPE, _DOCUMENT, _CREATED = 1, 2, 3, 4
 
 _IDS: Final = 5_000
 _BY_IDS: Final[LiteralString] = "t.id = ANY($1::text[]::uuid[])"
 _BY_ID: Final[LiteralString] = "t.id = $1::uuid"
-_EITHER: Final[LiteralString] = "t.id IN ($1::uuid, $2::uuid)"
+# The second is not looked for where the first is there.
+_FIRST: Final[LiteralString] = """
+SELECT {columns} FROM {table} AS t WHERE {owned} AND t.id = $1::uuid
+UNION ALL SELECT {columns} FROM {table} AS t WHERE {owned} AND t.id = $2::uuid LIMIT 1
+"""
 _AT_ENDS: Final[LiteralString] = "(t.source_id = ANY($1::text[]) OR t.target_id = ANY($1::text[]))"
 _AT_END: Final[LiteralString] = "(t.source_id = $1::text OR t.target_id = $1::text)"
+# Both tables have the same columns, each under names of its own.
+_NEAR: Final = 200
+_WITH_ENDS: Final[LiteralString] = """
+WITH r AS MATERIALIZED (SELECT t.* FROM {table} AS t WHERE {owned} AND %s),
+     n AS (SELECT unnest(ARRAY[f.source_id, f.target_id]) AS entity_id
+           FROM (SELECT source_id, target_id FROM r ORDER BY relationship_id LIMIT 200) AS f
+           UNION SELECT unnest($3::text[]))
+SELECT {columns} FROM r AS t
+UNION ALL
+SELECT e.id, e.dataset_id, e.entity_type, e.entity_data, e.created_at, e.updated_at
+FROM n JOIN {data}.matrix_entities e USING (entity_id)
+WHERE e.dataset_id = (SELECT dataset_id FROM {state}.datasets WHERE name = $2)
+"""
+_ODD_ENTITIES: Final[LiteralString] = """
+EXISTS (SELECT FROM {state}.datasets x WHERE x.name = $2
+        AND (EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = x.dataset_id)
+             OR EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = x.dataset_id)))
+"""
 _COUNT: Final[LiteralString] = "SELECT count(*), %s FROM {table} AS t WHERE {owned} %s GROUP BY 2"
-_FIELDS: Final[dict[str, LiteralString]] = {"entity_type": "t.entity_type", "source": "t.entity_data ->> 'source'"}
+_FIELDS: Final[dict[str, LiteralString]] = {"entity_type": "t.entity_type", "source": "t.source"}
 
 
 class PostgresMatrix:
@@ -64,6 +86,8 @@ class PostgresMatrix:
     def _write(self, dataset: str, key: str, rows: Sequence[Columns]) -> None:
         if rows:
             last = {row[key]: row for row in rows}
+            if len(last) == 1 and self._session.write_one(dataset, self._session.record(dataset, rows[-1])):
+                return
             self._session.change(
                 dataset, lambda change: change.write([change.bound.record(row) for row in last.values()])
             )
@@ -72,9 +96,10 @@ class PostgresMatrix:
         """Return the entity of an id; failing that, of the id with or without the prefix ``osanc_``."""
         if not is_text(entity_id):
             return None
-        other = entity_id.removeprefix(PREFIX) if entity_id.startswith(PREFIX) else PREFIX + entity_id
-        found = _entities(self._find(self._entities, _EITHER, [entity_id, other]))
-        return next((one for one in found if one.entity_id == entity_id), found[0] if found else None)
+        keys = [key_text((entity_id,)), key_text((other_id(entity_id),))]
+        row_ids = self._session.bound(self._entities).row_ids(keys)
+        found = _entities(self._session.find_by(self._entities, _FIRST, row_ids, keys=keys))
+        return found[0] if found else None
 
     def _find(self, dataset: str, condition: LiteralString, ids: list[str]) -> Answer:
         """Find records by what identifies them, whatever PostgreSQL has in its place."""
@@ -138,7 +163,9 @@ class PostgresMatrix:
 
     def network(self, entity_id: str, depth: int = 2, limit: int = 100) -> Network:
         """Walk breadth-first around an entity; see `network.walk`."""
-        return self._session.in_snapshot(lambda: walk(self, entity_id, depth, limit))
+        return self._session.in_one_state(
+            lambda: walk(_Surroundings(self._session, self._entities, self._relationships), entity_id, depth, limit)
+        )
 
     def delete(self, entity_id: str) -> bool:
         """Delete the entity of exactly this id, not its relationships; return whether it was there."""
@@ -188,6 +215,62 @@ class PostgresMatrix:
             counts[value] -= number
         counts.update(odd.columns(row)[field] for row in odd.rows)
         return {value: number for value, number in counts.items() if number}
+
+
+class _Surroundings(PostgresMatrix):
+    """The store during a walk: entities come along with the relationships that lead to them."""
+
+    def __init__(self, session: PostgresSession, entities: str, relationships: str) -> None:
+        super().__init__(session, entities, relationships)
+        self._near: dict[str, Entity | None] = {}
+        self._along: dict[str, list[Relationship]] = {}
+
+    def get(self, entity_id: str) -> Entity | None:
+        """Return the entity of an id, as the store does; its relationships come along."""
+        if not is_text(entity_id) or usable_text(entity_id) != entity_id:
+            return super().get(entity_id)
+        along = self._look([entity_id], [entity_id, other_id(entity_id)])
+        if along is None:
+            return super().get(entity_id)
+        self._along[entity_id] = along
+        return self._near.get(entity_id) or self._near.get(other_id(entity_id))
+
+    def relationships_of(self, entity_ids: Sequence[str]) -> list[Relationship]:
+        """Return the relationships from or to any of these ids, and note the entities at their ends."""
+        wanted = list(filter(is_text, entity_ids))
+        if len(wanted) == 1 and wanted[0] in self._along:
+            return self._along[wanted[0]]
+        if any(usable_text(one) != one for one in wanted):
+            return super().relationships_of(wanted)
+        found = self._look(wanted, [])
+        return super().relationships_of(wanted) if found is None else found
+
+    def _look(self, wanted: list[str], further: list[str]) -> list[Relationship] | None:
+        """Return relationships, and note the entities at their ends and further ones; None if there are substitutes."""
+        condition, ids = (_AT_END, wanted[0]) if len(wanted) == 1 else (_AT_ENDS, wanted)
+        answer = self._session.ask(
+            self._relationships,
+            _WITH_ENDS % condition,
+            [ids, self._entities, further],
+            odd_if=_ODD_ENTITIES,
+            originals=True,
+        )
+        if answer.odd or answer.kept:
+            return None
+        owner = answer.bound.dataset.dataset_id
+        found = [_relationship(row) for row in answer.rows if row[_DATASET] == owner]
+        if len(found) <= _NEAR:
+            self._near.update(dict.fromkeys(end for one in found for end in (one.source_id, one.target_id)))
+        entities = (_entity(row) for row in answer.rows if row[_DATASET] != owner)
+        self._near.update((entity.entity_id, entity) for entity in entities)
+        found.sort(key=lambda one: bytewise(one.relationship_id))
+        return found
+
+    def get_many(self, entity_ids: Sequence[str]) -> dict[str, Entity]:
+        """Return the entities of exactly these ids, by id."""
+        found = super().get_many([one for one in entity_ids if one not in self._near])
+        found.update((one, entity) for one in entity_ids if (entity := self._near.get(one)) is not None)
+        return found
 
 
 def _entities(answer: Answer) -> list[Entity]:

@@ -88,8 +88,13 @@ class PostgresPool:
         prepare_loaders(connection)
 
     @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+    def connection(self, patience: float | None = None) -> Iterator[psycopg.Connection[Any]]:
         """Borrow a connection, in autocommit mode; within `in_snapshot` or `pinned` it is that one.
+
+        Parameters
+        ----------
+        patience
+            Seconds to wait for one, if not the session's own time.
 
         Raises
         ------
@@ -100,7 +105,7 @@ class PostgresPool:
         if pinned is not None:
             yield pinned
             return
-        borrowed = self._borrow()
+        borrowed = self._borrow(self._timeout if patience is None else patience)
         try:
             yield borrowed
         except psycopg.OperationalError as error:
@@ -111,13 +116,13 @@ class PostgresPool:
         finally:
             self.pool.putconn(borrowed)
 
-    def _borrow(self) -> psycopg.Connection[Any]:
+    def _borrow(self, patience: float) -> psycopg.Connection[Any]:
         if not self._opened:
             with self._lock:
                 if not self._opened:
                     self.pool.open()
                     self._opened = True
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + patience
         while True:
             try:
                 borrowed = self.pool.getconn(timeout=deadline - time.monotonic())
@@ -130,6 +135,17 @@ class PostgresPool:
             # The server has ended it meanwhile: the pool makes another.
             borrowed.close()
             self.pool.putconn(borrowed)
+
+    def cursor(self, connection: psycopg.Connection[Any]) -> psycopg.RawCursor[Any]:
+        """Return the cursor of a borrowed connection for reads; its parameters are $1, $2.
+
+        Each connection has one, because making one takes as long as a read of a record takes PostgreSQL.
+        """
+        found: psycopg.RawCursor[Any] | None = getattr(connection, "reader", None)
+        if found is None:
+            found = psycopg.RawCursor(connection)
+            connection.reader = found  # type: ignore[attr-defined]
+        return found
 
     def _no_connection(self) -> TargetError:
         if self._refused is not None:

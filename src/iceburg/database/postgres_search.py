@@ -17,9 +17,9 @@ from iceburg.records import Value
 # A text that is in many names is looked for in the order of the ids until there are enough: 0.4 µs for each entity
 # passed (1.5 million entities, in memory). One that is in few is looked for by its trigrams: 5 µs for each that has it.
 # PostgreSQL's planner cannot tell the two apart, and takes seconds where it is wrong; the first entities can.
-_FIRST_WINDOW: Final[LiteralString] = "LIMIT 5000"
+_FIRST_WINDOW: Final[LiteralString] = "LIMIT 20000"
 _WINDOW: Final[LiteralString] = "LIMIT 60000"
-_WALK_ON: Final = 8
+_WALK_ON: Final = 2
 # ILIKE folds name and pattern again and again; in the collation of the column, lower() folds ASCII letters alone.
 _IN_ORDER: Final[LiteralString] = """
 SELECT {columns} FROM (
@@ -89,13 +89,13 @@ class PostgresSearch:
 
         Where `odd` is set on the answer, some of them are substitutes.
         """
-        if not self._has_trigram(text):
-            return self._in_order(text, entity_type, limit, "")
         answer = self._in_order(text, entity_type, limit, _FIRST_WINDOW)
         if len(answer.rows) < limit <= len(answer.rows) * _WALK_ON:
             answer = self._in_order(text, entity_type, limit, _WINDOW)
         if len(answer.rows) >= limit or answer.odd:
             return answer
+        if not self._has_trigram(text):
+            return self._in_order(text, entity_type, limit, "")
         if entity_type is None:
             return self._by_trigrams(text, None, limit)
         return self._session.in_snapshot(lambda: self._of_type(text, entity_type, limit))

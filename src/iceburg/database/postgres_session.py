@@ -16,9 +16,10 @@ from psycopg import sql
 from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.positions import Mark
 from iceburg.database.postgres_answer import Answer, Bound, Columns, Fetched
-from iceburg.database.postgres_change import Change, run_change
+from iceburg.database.postgres_change import Change, of_dataset, run_change, unknown_outcome
 from iceburg.database.postgres_failures import BehindError, StaleError
 from iceburg.database.postgres_pool import PostgresPool
+from iceburg.database.quick_write import QuickWrite
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.mappings.identity import key_text
@@ -35,11 +36,14 @@ _MANY: Final = 10_000
 
 # The position is read in the same snapshot as the rows. No row at all: the dataset is gone.
 _READ: Final[LiteralString] = """
-SELECT p.log_id, p.position, p.epoch, {quarantined} AS quarantined, {odd} AS odd, {kept}, t.*
+SELECT {log}, p.position, p.epoch, {quarantined} AS quarantined, {odd} AS odd, {kept}, t.*
 FROM {state}.datasets d LEFT JOIN {state}.positions p ON p.source_id = d.source_id
 {originals} LEFT JOIN LATERAL ({body}) AS t ON TRUE
 WHERE d.dataset_id = {dataset}
 """
+_LOG: Final[LiteralString] = "p.log_id"
+# Alone, PostgreSQL has no position; two statements that see the same transactions see the same rows.
+_SNAPSHOT: Final[LiteralString] = "(SELECT pg_current_snapshot()::text)"
 _QUARANTINED: Final[LiteralString] = "EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = {dataset})"
 _ODD: Final[LiteralString] = """
 EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = {dataset} AND o.field = ANY({fields}))
@@ -303,7 +307,7 @@ class PostgresSession(PostgresPool):
         """
         for _ in range(_ATTEMPTS):
             bound = self.bound(name)
-            need = None if self._gate is None else self._gate(bound.dataset.source)
+            need = self._need(bound.dataset.source)
             try:
                 found = self._run(bound, body, parameters, (tuple(odd), odd_if), originals)
             except StaleError:
@@ -311,7 +315,7 @@ class PostgresSession(PostgresPool):
                     raise
                 self.forget()
                 continue
-            log_id, position, _, quarantined, inexact, kept, *parts = found[0][:_HEAD]
+            log_id, position, epoch, quarantined, inexact, kept, *parts = found[0][:_HEAD]
             if need is not None:
                 if log_id != need.log_id or position is None or position < need.position:
                     raise BehindError(f"PostgreSQL is at {position}, SQLite at {need.position}", where=name)
@@ -319,13 +323,28 @@ class PostgresSession(PostgresPool):
                     raise BehindError(f"the file ends before {position}, where PostgreSQL is", where=name)
                 if quarantined:
                     raise BehindError("PostgreSQL does not hold all of it", where=name)
-            answer = Answer(bound, [row[_HEAD:] for row in found if row[_HEAD] is not None], inexact)
+            rows = [row[_HEAD:] for row in found if row[_HEAD] is not None]
+            answer = Answer(bound, rows, (log_id, position, epoch), inexact)
+            seen = getattr(self._mine, "seen", None)
+            if seen is not None:
+                seen.add(answer.state)
             if isinstance(originals, bool):
                 answer.kept = kept
             elif kept is not None:
                 answer.originals = bound.originals(list(zip(kept, *parts, strict=True)))
             return answer
         raise BehindError("its definition changes again and again", where=name)
+
+    def _need(self, source: str) -> Mark | None:
+        """Return what a read needs: of several that belong together, what the first of them does."""
+        if self._gate is None:
+            return None
+        needs: dict[str, Mark | None] | None = getattr(self._mine, "needs", None)
+        if needs is None:
+            return self._gate(source)
+        if source not in needs:
+            needs[source] = self._gate(source)
+        return needs[source]
 
     def _has(self, source: str, position: int) -> bool:
         """Whether a source goes on to a position: written meanwhile, and not cut or put back to an older state."""
@@ -337,11 +356,26 @@ class PostgresSession(PostgresPool):
         if self._is_pinned:
             return call()
         for _ in range(_ATTEMPTS):
+            needs, self._mine.needs = getattr(self._mine, "needs", None), {}
             try:
                 return super().in_snapshot(call)
             except StaleError:
                 self.forget()
+            finally:
+                self._mine.needs = needs
         raise BehindError("definitions change again and again", where=self.description)
+
+    def in_one_state(self, call: Callable[[], T]) -> T:
+        """Return what a call returns of which every read sees the same state, as it mostly does without a snapshot."""
+        if self._is_pinned:
+            return call()
+        seen: set[object] = set()
+        self._mine.seen, self._mine.needs = seen, {}
+        try:
+            result = call()
+        finally:
+            self._mine.seen = self._mine.needs = None
+        return result if len(seen) < 2 else self.in_snapshot(call)
 
     def _run(
         self,
@@ -369,9 +403,9 @@ class PostgresSession(PostgresPool):
 
     def _fetch(self, statement: bytes, values: list[Any]) -> list[Fetched]:
         with self.connection() as connection:
+            cursor = self.cursor(connection)
             try:
-                with psycopg.RawCursor(connection) as cursor:
-                    return cursor.execute(statement, values, prepare=True, binary=True).fetchall()
+                return cursor.execute(statement, values, prepare=True, binary=True).fetchall()
             except psycopg.errors.FeatureNotSupported:
                 # The connection has the statement prepared for columns of other types.
                 connection.close()
@@ -406,6 +440,7 @@ class PostgresSession(PostgresPool):
         conditions += [part(further)] if further else []
         statement = part(
             _READ,
+            log=part(_SNAPSHOT if self._gate is None else _LOG),
             quarantined=no if self._gate is None else part(_QUARANTINED),
             odd=sql.SQL(" OR ").join(conditions) if conditions else no,
             kept=part(_GIVEN if keys else _KEPT if originals else _NOT_ASKED),
@@ -427,6 +462,47 @@ class PostgresSession(PostgresPool):
             except StaleError:
                 self.forget()
         raise BehindError("its definition changes again and again", where=name)
+
+    def write_one(
+        self, name: str, record: Any, next_number: LiteralString | None = None, number: int | None = None
+    ) -> bool:
+        """Write one record, durably, in the short way; return whether that was possible. `change` is the long one.
+
+        Parameters
+        ----------
+        name
+            The dataset.
+        record
+            The record.
+        next_number, number
+            Where records are numbered: a query for the number of the next one, and what that was believed to be. Where
+            it is another, nothing is written.
+
+        Raises
+        ------
+        TargetError
+            PostgreSQL cannot do it now; nothing was written, unless the connection ended at the very commit.
+        """
+        bound = self.bound(name)
+        quick = bound.quick
+        if quick is None:
+            query = None if next_number is None else of_dataset(self.names, bound, next_number)
+            quick = bound.quick = QuickWrite(self.names, bound.dataset, query)
+        return self.again_if_lost(lambda: self._write_one(quick, record, number))
+
+    def _write_one(self, quick: QuickWrite, record: Any, number: int | None) -> bool:
+        with self.connection() as connection:
+            begun = quick.begin(connection, record, number)
+            try:
+                if begun is None or not begun.commit():
+                    return False
+            except psycopg.ProgrammingError:
+                return False  # a table is gone, or another: the long way says so
+            try:
+                begun.end()
+            except psycopg.OperationalError as error:
+                raise unknown_outcome(error, self.description) from error
+            return True
 
     def write(self, name: str, records: Sequence[Any], gone: Sequence[Any] = ()) -> None:
         """Write records to a dataset and remove others, as `change` does."""

@@ -24,7 +24,7 @@ from iceburg.database.embedding_records import (
 from iceburg.database.nearest import Candidate, Floats, nearest
 from iceburg.database.postgres_answer import Answer, Bound, Columns
 from iceburg.database.postgres_change import Change
-from iceburg.database.postgres_collections import Place, PostgresCollections, next_number, note_number
+from iceburg.database.postgres_collections import Place, PostgresCollections, next_number
 from iceburg.database.postgres_failures import BehindError
 from iceburg.database.postgres_nearness import NEAR, near_parameters
 from iceburg.database.postgres_session import PostgresSession
@@ -277,7 +277,7 @@ class PostgresVectors:
             rows = self._matching(place, wanted, found, LONGEST)
             if rows:
                 change.write((), [change.bound.record({"row_id": row["row_id"]}) for row in rows])
-                note_number(change, max(row["row_id"] for row in rows))  # type: ignore[type-var, arg-type]
+                change.note_number(max(row["row_id"] for row in rows))  # type: ignore[type-var, arg-type]
             return len(rows)
 
         return self._session.change(place.dataset, work)

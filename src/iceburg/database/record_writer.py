@@ -6,13 +6,14 @@ other record.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import psycopg
 
 from iceburg.database.catalogue import Dataset
-from iceburg.database.kept import FORGET_ORIGINALS, FORGET_QUARANTINE, Kept, forget_kept, keep
+from iceburg.database.kept import FORGET_ORIGINALS, FORGET_QUARANTINE, Kept, forget_kept, keep, kept_keys
 from iceburg.database.schema import SchemaNames
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.mapping import Mapping, Row, UnmappableError
@@ -43,6 +44,13 @@ def convert_records(mapping: Mapping[Any], records: Sequence[Any], kept: Kept) -
             kept.originals.extend((key, original) for original in originals)
         rows.append(row)
     return rows
+
+
+def batched(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Divide records into lists of at most `size`."""
+    source = iter(records)
+    while batch := list(islice(source, size)):
+        yield batch
 
 
 class RecordWriter:
@@ -87,6 +95,20 @@ class RecordWriter:
         self._target.delete_all(self._connection)
         self._connection.execute(self._names.format(FORGET_ORIGINALS), (self._dataset_id,))
         self._connection.execute(self._names.format(FORGET_QUARANTINE), (self._dataset_id,))
+
+    def keep_only(self, records: Iterable[Any]) -> None:
+        """Remove everything that is not of one of `records`, of which only what identifies them counts."""
+        mapping, alive = self._mapping, set[str]()
+        kept = kept_keys(self._connection, self._names, self._dataset_id)
+        self._target.open_seen(self._connection)
+        for batch in batched(records, _BATCH):
+            keys = [mapping.row_key(record) for record in batch]
+            self._target.add_seen(self._connection, [key for key in keys if key is not None])
+            if kept:
+                alive.update(kept.intersection(key_text(mapping.key(record)) for record in batch))
+        self._target.delete_unseen(self._connection)
+        self._target.close_seen(self._connection)
+        forget_kept(self._connection, self._names, self._dataset_id, sorted(kept - alive))
 
     def _remove(self, records: Sequence[Any]) -> None:
         mapping = self._mapping

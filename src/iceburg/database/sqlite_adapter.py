@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Self
 
 from iceburg.database import sqlite_conversations, sqlite_matrix
@@ -11,6 +12,9 @@ from iceburg.database.sqlite_conversations import SqliteConversations
 from iceburg.database.sqlite_matrix import SqliteMatrix
 from iceburg.database.sqlite_session import SqliteSession
 from iceburg.database.sqlite_vectors import VECTORS_SCHEMA, SqliteVectors, loading_vectors, prepare_vectors
+from iceburg.sources.discovery import discover
+
+_log = logging.getLogger(__name__)
 
 
 class SqliteAdapter:
@@ -24,6 +28,8 @@ class SqliteAdapter:
         Where the files are.
     busy_timeout
         Seconds to wait for the locks of other programs.
+    points_to_chroma
+        Whether to log, when the embeddings' file is made, that there are Chroma directories.
 
     Attributes
     ----------
@@ -33,7 +39,7 @@ class SqliteAdapter:
         The SQLite files below them, by store.
     """
 
-    def __init__(self, layout: Layout, *, busy_timeout: float = 5.0) -> None:
+    def __init__(self, layout: Layout, *, busy_timeout: float = 5.0, points_to_chroma: bool = False) -> None:
         self.layout = layout
         self.sessions = {
             "conversations": SqliteSession(
@@ -46,12 +52,24 @@ class SqliteAdapter:
                 busy_timeout=busy_timeout,
                 prepare=prepare_vectors,
                 opening=loading_vectors,
+                made=self._point_to_chroma if points_to_chroma else None,
             ),
         }
         self.conversations = SqliteConversations(self.sessions["conversations"])
         self.matrix = SqliteMatrix(self.sessions["matrix"])
         self.embeddings = SqliteVectors(self.sessions["embeddings"])
         self.telemetry = JsonlTelemetry(layout.telemetry, busy_timeout=busy_timeout)
+
+    def _point_to_chroma(self) -> None:
+        found = [store.name for store in discover(self.layout.data_dir, chroma=["**"])]
+        if found:
+            _log.warning(
+                "%s: the embeddings in %s%s are not in it; `iceburg-db adopt %s` takes them over",
+                self.layout.vectors.name,
+                ", ".join(found[:3]),
+                f" and {len(found) - 3} more directories" if len(found) > 3 else "",
+                self.layout.data_dir,
+            )
 
     def close(self) -> None:
         """Close every connection, for good."""

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from iceburg.errors import IceburgError, SourceBusyError, SourceError
+from iceburg.errors import FencedError, IceburgError, SourceBusyError, SourceError
 
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _NO_ACCESS = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
+# What the triggers of a fence say begins so: see `iceburg.database.fence`.
+FENCED = "iceburg: "
 _READONLY_DBMOVED = sqlite3.SQLITE_READONLY | (4 << 8)
 
 
@@ -30,6 +32,8 @@ def explain(error: sqlite3.Error, code: int, path: Path, busy_timeout: float) ->
     """Return the error to raise for one of SQLite's, by its (extended) code."""
     kind = code & 0xFF
     where = str(path)
+    if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER and str(error).startswith(FENCED):
+        return FencedError(str(error).removeprefix(FENCED), where=where, hint="Nothing was written to the file.")
     if kind in _BUSY:
         return SourceBusyError(
             f"another program has held it locked for more than {busy_timeout:g} s",

@@ -69,6 +69,11 @@ SELECT * FROM entities WHERE rowid IN (
     ) WHERE name LIKE :pattern AND (:entity_type IS NULL OR entity_type = :entity_type) LIMIT :limit
 ) ORDER BY entity_id
 """
+# The second is not looked for where the first is there.
+_GET: Final = """
+SELECT * FROM entities WHERE entity_id = ?
+UNION ALL SELECT * FROM entities WHERE entity_id = ? LIMIT 1
+"""
 # A plus sign keeps SQLite from an index that would be slower there.
 _AMONG_ALL: Final = """
 SELECT * FROM entities WHERE rowid IN (SELECT rowid FROM entities WHERE name LIKE :pattern)
@@ -114,11 +119,7 @@ class SqliteMatrix:
         """Return the entity of an id; failing that, of the id with or without the prefix ``osanc_``."""
         if not is_text(entity_id):
             return None
-        other = entity_id.removeprefix(PREFIX) if entity_id.startswith(PREFIX) else PREFIX + entity_id
-        found = self._session.records(
-            "SELECT * FROM entities WHERE entity_id IN (?, ?) ORDER BY entity_id <> ? LIMIT 1",
-            (entity_id, other, entity_id),
-        )
+        found = self._session.records(_GET, (entity_id, other_id(entity_id)))
         return conversion.to_entity(found[0]) if found else None
 
     def get_many(self, entity_ids: Sequence[str]) -> dict[str, Entity]:
@@ -209,3 +210,8 @@ def _chunks(ids: list[str]) -> Iterator[list[str]]:
 
 def _marks(ids: list[str]) -> str:
     return ", ".join("?" * len(ids))
+
+
+def other_id(entity_id: str) -> str:
+    """Return an id with the prefix ``osanc_``, or without it where it has it."""
+    return entity_id.removeprefix(PREFIX) if entity_id.startswith(PREFIX) else PREFIX + entity_id

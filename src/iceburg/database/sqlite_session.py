@@ -21,6 +21,8 @@ from iceburg.sources.sqlite_fetch import lenient_text
 Row: TypeAlias = tuple[Value, ...]
 Parameters: TypeAlias = "Sequence[Value] | Mapping[str, Value]"
 _Identity: TypeAlias = tuple[int, int]
+Companion: TypeAlias = Callable[[sqlite3.Connection], Callable[[bool], None] | None]
+"""Called before a write transaction is committed; what it returns is called afterwards: was it committed?"""
 
 _ATTEMPTS: Final = 5  # at a file that is replaced while we open it
 _STATEMENTS: Final = 256
@@ -46,6 +48,8 @@ class SqliteSession:
         Called with each new connection, before anything else is done with it.
     opening
         Makes a context within which each connection is opened.
+    made
+        Called when the file was not there and has been made.
     """
 
     def __init__(
@@ -56,12 +60,14 @@ class SqliteSession:
         busy_timeout: float = 5.0,
         prepare: Callable[[sqlite3.Connection], None] | None = None,
         opening: Callable[[], AbstractContextManager[None]] = nullcontext,
+        made: Callable[[], None] | None = None,
     ) -> None:
         self.path = path.absolute()
         self._schema = schema
         self._busy_timeout = busy_timeout
         self._prepare = prepare
         self._opening = opening
+        self._made = made
         self._tables = self._tables_of_schema()
         self._refusal: str | None = None
         self._start()
@@ -127,11 +133,28 @@ class SqliteSession:
                 where=self.name,
                 hint="Nothing was written; try again.",
             )
+        begin: Companion | None = getattr(self._mine, "companion", None)
+        end: Callable[[bool], None] | None = None
+        committed = False
         try:
             with self._transaction("BEGIN IMMEDIATE") as connection:
                 yield connection
+                if begin is not None:
+                    end = begin(connection)
+            committed = True
         finally:
             writer.release()
+            if end is not None:
+                end(committed)
+
+    @contextmanager
+    def accompanied(self, companion: Companion) -> Iterator[None]:
+        """Have this thread's write transactions accompanied."""
+        self._mine.companion = companion
+        try:
+            yield
+        finally:
+            self._mine.companion = None
 
     def select(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run one SELECT, in this thread's transaction if it has one, and return its rows."""
@@ -267,9 +290,13 @@ class SqliteSession:
     def _make_file(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = False
             with _making, suppress(FileExistsError):  # made by another program at this moment
                 if not self.path.exists():
                     os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+                    new = True
+            if new and self._made is not None:
+                self._made()
         except OSError as error:
             raise SourceError(
                 f"cannot be made: {error.strerror}",

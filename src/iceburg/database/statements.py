@@ -40,6 +40,15 @@ SET_DEFINITION: Final[LiteralString] = """
 UPDATE {state}.datasets SET definition = %(definition)s WHERE dataset_id = %(dataset_id)s
 """
 
+# Numbers of rows are not used again: the counter is kept up to those of rows that were deleted.
+NOTE_NUMBER: Final[LiteralString] = """
+UPDATE {state}.sources s SET description = jsonb_set(s.description, e.path, to_jsonb(%(number)s::bigint))
+FROM (SELECT ARRAY['tables', (e.ordinality - 1)::text, 'sequence'] AS path, (e.value ->> 'sequence')::bigint AS sequence
+      FROM {state}.sources s, jsonb_array_elements(s.description -> 'tables') WITH ORDINALITY e
+      WHERE s.source_id = %(source_id)s AND e.value ->> 'name' = %(table)s) e
+WHERE s.source_id = %(source_id)s AND coalesce(e.sequence, 0) < %(number)s
+"""
+
 SET_PHASE: Final[LiteralString] = """
 UPDATE {state}.datasets SET phase = %(phase)s WHERE dataset_id = %(dataset_id)s
 """

@@ -14,7 +14,8 @@ import psycopg
 from psycopg import sql
 
 from iceburg.database.catalogue import Dataset
-from iceburg.database.names import shorten, unique
+from iceburg.database.names import shorten
+from iceburg.database.names import unique as unique_name
 from iceburg.errors import SourceError
 from iceburg.mappings.codecs import CODECS
 from iceburg.mappings.table import ROWID_COLUMN
@@ -122,7 +123,9 @@ def loosen(connection: psycopg.Connection, dataset: Dataset) -> None:
         connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(dataset.target_schema, name)))
 
 
-def complete_table(connection: psycopg.Connection, dataset: Dataset, sequence: int | None) -> list[str]:
+def complete_table(
+    connection: psycopg.Connection, dataset: Dataset, sequence: int | None, *, unique: bool = True
+) -> list[str]:
     """Make what a loaded table still lacks, but foreign keys; return what could not be carried over.
 
     Parameters
@@ -133,11 +136,13 @@ def complete_table(connection: psycopg.Connection, dataset: Dataset, sequence: i
         Of a table made by `create_table`.
     sequence
         SQLite's AUTOINCREMENT counter of the table, None without one.
+    unique
+        Whether unique constraints are made, too; not where `loosen` would remove them at once.
     """
     description = dataset.definition["description"]
     notes: list[str] = []
     table = sql.Identifier(dataset.target_schema, dataset.target_table)
-    for what, statement in completion_steps(connection, dataset, notes):
+    for what, statement in completion_steps(connection, dataset, notes, unique=unique):
         note = _try(connection, what, statement)
         if note is not None and note.endswith(_TOO_LONG):
             # An index also holds rows that were deleted a moment ago: the long value may be one of these.
@@ -156,7 +161,7 @@ def complete_table(connection: psycopg.Connection, dataset: Dataset, sequence: i
 
 
 def completion_steps(
-    connection: psycopg.Connection, dataset: Dataset, notes: list[str]
+    connection: psycopg.Connection, dataset: Dataset, notes: list[str], *, unique: bool = True
 ) -> Iterator[tuple[str, sql.Composed]]:
     """Yield what a loaded table still lacks, but foreign keys: what it is called in notes, and the statement for it.
 
@@ -164,7 +169,7 @@ def completion_steps(
     """
     table = sql.Identifier(dataset.target_schema, dataset.target_table)
     yield from _defaults(dataset, table, notes)
-    yield from _indexes(dataset, table, _names_of_others(connection, dataset), notes)
+    yield from _indexes(dataset, table, _names_of_others(connection, dataset), notes, unique=unique)
 
 
 def _try(connection: psycopg.Connection, what: str, statement: sql.Composed) -> str | None:
@@ -239,13 +244,15 @@ def _names_of_others(connection: psycopg.Connection, dataset: Dataset) -> set[st
 
 
 def _indexes(
-    dataset: Dataset, table: sql.Identifier, taken: set[str], notes: list[str]
+    dataset: Dataset, table: sql.Identifier, taken: set[str], notes: list[str], *, unique: bool
 ) -> Iterator[tuple[str, sql.Composed]]:
     definition = dataset.definition
     by_rowid = not definition["key"]
     constraints: set[tuple[str, ...]] = set()
     for index in definition["description"]["indexes"]:
         if index["origin"] == "pk" and not by_rowid:
+            continue
+        if index["unique"] and not unique:
             continue
         what = f"index {index['name']}"
         if index["partial"] or any(column["name"] is None for column in index["columns"]):
@@ -265,7 +272,7 @@ def _indexes(
             suffix = "pkey" if index["origin"] == "pk" else "key"
             wanted = "_".join([dataset.target_table, *columns, suffix])
         # PostgreSQL's tables, indexes and sequences share their names.
-        name = unique(wanted, taken)
+        name = unique_name(wanted, taken)
         taken.add(name)
         yield what, _index_statement(dataset, table, index, name)
 

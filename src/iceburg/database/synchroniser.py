@@ -13,12 +13,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import psycopg
 
 from iceburg.database import fork_guard, metrics
-from iceburg.database.applier import Applied, NotReadyError
+from iceburg.database.applier import Ahead, Applied, NotReadyError
 from iceburg.database.breaker import Breaker
 from iceburg.database.positions import Mark, Position, find_position
 from iceburg.database.postgres_session import PostgresSession
@@ -26,6 +28,8 @@ from iceburg.errors import IceburgError, TargetError
 
 _EVERY: Final = 0.25
 _PRUNE_EVERY: Final = 10.0
+# For a connection that is not there at once nobody waits who holds an embedded store locked.
+_AT_HAND: Final = 0.001
 # What takes longer than callers wait is given up by them and done in the background, in twice the time if need be.
 _LONGEST: Final = 3600.0
 # What is not ready is not asked again by every call.
@@ -55,6 +59,22 @@ class Applier(Protocol):
     def pending(self, position: int) -> int:
         """Return how much comes after a position."""
         ...
+
+
+@dataclass(slots=True)
+class AheadOfCommit:
+    """What of a write is applied together with its commit.
+
+    Attributes
+    ----------
+    begun
+        What is under way, and what it holds; None before and after.
+    applied
+        Whether PostgreSQL has it, and `catch_up` need not be called.
+    """
+
+    begun: tuple[Ahead, ExitStack] | None = None
+    applied: bool = False
 
 
 class Synchroniser:
@@ -94,6 +114,7 @@ class Synchroniser:
         self._not_ready: dict[str, float] = {}
         self._behind_since: dict[str, float] = {}
         self._left_to_background: dict[str, float] = {}
+        self._ending: dict[str, tuple[Ahead, ExitStack]] = {}
         self._deadlines: dict[int, tuple[float, psycopg.Connection]] = {}
         self._known_available = False
         self._stop = threading.Event()
@@ -113,12 +134,18 @@ class Synchroniser:
             for thread in self._threads:
                 thread.start()
 
+    def retire(self) -> None:
+        """Begin no more work in the background; what is at work goes on."""
+        self._stop.set()
+
     def stop(self) -> None:
         """End the work in the background."""
         self._stop.set()
         if self._process == os.getpid():
             for thread in self._threads:
                 thread.join(timeout=self._patience + 1)
+        for source in self._appliers:
+            self.settle(source)
         self._process = 0
 
     @contextlib.contextmanager
@@ -143,6 +170,7 @@ class Synchroniser:
         upto
             A position that is enough: nothing is done where it has been applied already.
         """
+        self.settle(source)
         was_away = self._breaker.is_open
         if source in self._left_to_background or not self._may_ask(source):
             return False
@@ -160,6 +188,89 @@ class Synchroniser:
             return self._catch_up(source, self._patience)
         finally:
             self._locks[source].release()
+
+    @contextlib.contextmanager
+    def ahead(self, source: str) -> Iterator[AheadOfCommit]:
+        """Have what this thread writes to a source applied while its commit is on its way to the disk.
+
+        That is, where `AheadOfCommit.begin` is called before the commit, and where it can be.
+        """
+        self.settle(source)
+        found = AheadOfCommit()
+        try:
+            yield found
+        finally:
+            if found.begun is not None:
+                # It was interrupted before it could hear of the commit.
+                self._end_ahead(source, found, committed=False)
+
+    def begin_ahead(
+        self, source: str, begin: Callable[[psycopg.Connection], Ahead | None], found: AheadOfCommit
+    ) -> Callable[[bool], None] | None:
+        """Have PostgreSQL begin with a change that is about to be committed; see `SqliteApplier.ahead`.
+
+        Nothing is waited for: where somebody else is applying, no connection is at hand, or anything is unusual, None
+        is returned, and `catch_up` does it afterwards.
+
+        Parameters
+        ----------
+        source
+            Its name.
+        begin
+            Begins, on a connection.
+        found
+            Of `ahead`.
+
+        Returns
+        -------
+        Callable
+            To be called with whether the embedded side has committed.
+        """
+        found.applied = False
+        lock = self._locks[source]
+        if not self._prepared or self._breaker.is_open or source in self._left_to_background:
+            return None
+        if not lock.acquire(blocking=False):
+            return None
+        with ExitStack() as stack:
+            stack.callback(lock.release)
+            try:
+                connection = stack.enter_context(self._session.connection(patience=_AT_HAND))
+                ahead = begin(connection)
+            except (psycopg.Error, IceburgError, OSError) as error:
+                # Whoever writes must not hear of it; `catch_up` meets it again.
+                _log.debug("%s: not begun: %s", source, error)
+                return None
+            if ahead is None:
+                return None
+            found.begun = ahead, stack.pop_all()
+        return lambda committed: self._end_ahead(source, found, committed=committed)
+
+    def _end_ahead(self, source: str, found: AheadOfCommit, *, committed: bool) -> None:
+        if found.begun is None:
+            return
+        (ahead, held), found.begun = found.begun, None
+        with ExitStack() as stack:
+            stack.push(held)
+            try:
+                found.applied = ahead.commit(committed)
+            except (psycopg.Error, TargetError) as error:
+                self.note_failure(error)
+            if found.applied:
+                # Its end is waited for by whoever comes next: then it is there already.
+                self._ending[source] = ahead, stack.pop_all()
+
+    def settle(self, source: str) -> None:
+        """Wait for the end of what was applied together with its commit, if nobody has done so."""
+        ending = self._ending.pop(source, None)
+        if ending is None:
+            return
+        ahead, held = ending
+        try:
+            with held:
+                self._note_applied(source, ahead.end())
+        except (psycopg.Error, TargetError) as error:
+            self.note_failure(error)
 
     def _may_ask(self, source: str) -> bool:
         return time.monotonic() >= self._not_ready.get(source, 0.0) and self._breaker.allows()
@@ -195,9 +306,13 @@ class Synchroniser:
             self._breaker.not_asked()
             _log.warning("%s: not applied now: %s", source, error)
             return False
-        self.note_success()
         self._left_to_background.pop(source, None)
         self._not_ready.pop(source, None)
+        self._note_applied(source, applied)
+        return True
+
+    def _note_applied(self, source: str, applied: Applied) -> None:
+        self.note_success()
         self._applied[source] = applied.position
         self._behind_since.pop(source, None)
         with fork_guard.active():  # the locks of metrics must not be held in a child
@@ -205,7 +320,6 @@ class Synchroniser:
             metrics.LAG.labels(source).set(0)
             if applied.changes:
                 metrics.APPLIED.labels(source).inc(applied.changes)
-        return True
 
     def note_failure(self, error: Exception) -> None:
         """Note that PostgreSQL did not answer."""
@@ -244,6 +358,7 @@ class Synchroniser:
             self._cut_overdue()
 
     def _look_after(self, source: str) -> None:
+        self.settle(source)
         applier, position = self._appliers[source], self._applied.get(source)
         if position is None:
             applier.arm()

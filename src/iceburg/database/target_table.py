@@ -174,9 +174,10 @@ class TargetTable:
         statement = sql.SQL("SELECT record_send(ROW(min({name}), max({name}))) FROM {} AS t WHERE {}").format(
             self.identifier, self._owned(), name=sql.Identifier("t", name)
         )
-        return self._read_all(connection, statement, [DECODERS[kind]] * 2)[0]
+        (row,) = self._read_all(connection, statement, [DECODERS[kind]] * 2)
+        return row
 
-    def counts(self, connection: psycopg.Connection, position: int) -> list[tuple[Any, int]]:
+    def counts(self, connection: psycopg.Connection, position: int) -> list[Row]:
         """Return the values of a column, each with the number of rows that have it."""
         name, kind = self.columns[position]
         statement = sql.SQL("SELECT record_send(ROW({name}, count(*))) FROM {} AS t WHERE {} GROUP BY {name}").format(
@@ -185,7 +186,7 @@ class TargetTable:
         return self._read_all(connection, statement, (DECODERS[kind], DECODERS["bigint"]))
 
     @staticmethod
-    def _read_all(connection: psycopg.Connection, statement: sql.Composed, decoders: Sequence[Decoder]) -> list[Any]:
+    def _read_all(connection: psycopg.Connection, statement: sql.Composed, decoders: Sequence[Decoder]) -> list[Row]:
         with psycopg.RawCursor(connection) as cursor:
             rows = cursor.execute(statement, binary=True).fetchall()
         return [read_record(sent, decoders) for (sent,) in rows]

@@ -25,6 +25,7 @@ from iceburg.mappings.mapping import UnmappableError
 from iceburg.mappings.telemetry import parse_line, type_and_time, usable_type
 from iceburg.mappings.timestamps import usable_datetime
 from iceburg.records import Line
+from iceburg.sources.discovery import jsonl_stem
 
 # Numbers have at most 1,000 digits before and after the point; what does not fit is an error, never a rounded sum.
 _EXACT: Final = Context(prec=5_000, traps=[Inexact, InvalidOperation])
@@ -57,10 +58,7 @@ class Facts:
 
 def stem_of(path: PurePath) -> str:
     """Return the type of the events of a file that name none: its name without its suffixes."""
-    stem = path.name
-    for suffix in (".gz", ".jsonl", ".ndjson", ".jsonlines"):
-        stem = stem.removesuffix(suffix)
-    return stem
+    return jsonl_stem(path.name)
 
 
 def facts_of(raw: bytes, stem: str) -> Facts | None:

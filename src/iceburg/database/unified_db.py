@@ -2,7 +2,8 @@
 
 With the flag off it works on the embedded stores alone. With the flag on it reads from PostgreSQL, and writes to the
 embedded stores first and to PostgreSQL through their change log: turning the flag off at any moment loses nothing.
-Where PostgreSQL is away, slow or behind, the embedded stores answer. With ICEBURG_DUAL_WRITE off, PostgreSQL is alone.
+Where PostgreSQL is away, slow or behind, the embedded stores answer. With ICEBURG_DUAL_WRITE off, and once the
+installation is finalized, PostgreSQL is alone.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import atexit
 import json
 import logging
 import os
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -27,24 +30,30 @@ from iceburg.database import fork_guard, metrics
 from iceburg.database.applier import SqliteApplier
 from iceburg.database.bootstrap import claim_target, ensure_target
 from iceburg.database.breaker import Breaker
-from iceburg.database.connection import resolve_target
+from iceburg.database.connection import connect, resolve_target
 from iceburg.database.flag import Flag
+from iceburg.database.handover import Handover
 from iceburg.database.jsonl_applier import JsonlApplier
+from iceburg.database.jsonl_telemetry import JsonlTelemetry
 from iceburg.database.layout import Layout
+from iceburg.database.phases import is_finalized
 from iceburg.database.positions import Mark
 from iceburg.database.postgres_adapter import PostgresAdapter
 from iceburg.database.postgres_session import BehindError, PostgresSession
 from iceburg.database.protocol import Adapter
 from iceburg.database.routes import RoutedConversations, RoutedEmbeddings, RoutedMatrix, RoutedTelemetry
-from iceburg.database.schema import schema_names
+from iceburg.database.schema import SchemaNames, schema_names
 from iceburg.database.shadow import Mismatch, ShadowReads
 from iceburg.database.sqlite_adapter import SqliteAdapter
-from iceburg.database.synchroniser import Applier, Synchroniser
+from iceburg.database.sqlite_session import SqliteSession
+from iceburg.database.synchroniser import AheadOfCommit, Applier, Synchroniser
 from iceburg.database.target_table import prepare_loaders
-from iceburg.errors import IceburgError, TargetError, UsageError
+from iceburg.errors import FencedError, IceburgError, TargetError, UsageError
 
 T = TypeVar("T")
 Mode = Literal["embedded", "dual", "postgres"]
+# At a write that meets fences which are put up and taken away again.
+_ATTEMPTS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -54,24 +63,35 @@ class _WatchedSession(PostgresSession):
     synchroniser: Synchroniser
 
     @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection]:
-        with super().connection() as connection, self.synchroniser.watched(connection):
+    def connection(self, patience: float | None = None) -> Iterator[psycopg.Connection]:
+        with super().connection(patience) as connection, self.synchroniser.watched(connection):
             yield connection
 
 
 class _DualTarget:
     """What the dual mode has of PostgreSQL, in one process."""
 
-    def __init__(self, dsn: str, layout: Layout, embedded: SqliteAdapter, settings: Settings, breaker: Breaker) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        layout: Layout,
+        embedded: SqliteAdapter,
+        settings: Settings,
+        breaker: Breaker,
+        handover: Handover,
+    ) -> None:
         names = schema_names(settings.schema_name)
-        self._names, self._data_dir = names, layout.data_dir
+        self._names, self._data_dir, self.handover = names, layout.data_dir, handover
         files = {"conversations": layout.conversations, "matrix": layout.matrix, "embeddings": layout.vectors}
-        self.appliers: dict[str, Applier] = {
-            layout.store(path).name: SqliteApplier(layout.store(path), embedded.sessions[part], names)
-            for part, path in files.items()
-        }
-        telemetry = layout.store(layout.telemetry)
-        self.appliers[telemetry.name] = JsonlApplier(telemetry, names)
+        self.appliers: dict[str, Applier] = {}
+        self._accompany: dict[str, Callable[[AheadOfCommit], AbstractContextManager[None]]] = {}
+        for part, path in files.items():
+            applier = SqliteApplier(layout.store(path), embedded.sessions[part], names)
+            self.appliers[applier.store.name] = applier
+            self._accompany[applier.store.name] = partial(self._accompany_sqlite, embedded.sessions[part], applier)
+        telemetry = JsonlApplier(layout.store(layout.telemetry), names)
+        self.appliers[telemetry.store.name] = telemetry
+        self._accompany[telemetry.store.name] = partial(self._accompany_jsonl, embedded.telemetry, telemetry)
         self.session = _WatchedSession(
             dsn,
             names,
@@ -95,6 +115,9 @@ class _DualTarget:
 
     def _claim(self, connection: psycopg.Connection) -> None:
         claim_target(connection, self._names, self._data_dir)
+        if is_finalized(connection, self._names):
+            # Without the marker that says so: files that were put back, or never were those of this target.
+            self.handover.note_over()
         # The extension may be new, and with it the type of a vector.
         prepare_loaders(connection)
         self.session.renew()
@@ -103,12 +126,36 @@ class _DualTarget:
         """Say where a source is."""
         return self.appliers[source].mark()
 
+    @contextmanager
+    def accompanied(self, source: str) -> Iterator[AheadOfCommit]:
+        """Have what this thread writes to a source applied while it is on its way to the disk, where that can be."""
+        with self.synchroniser.ahead(source) as found, self._accompany[source](found):
+            yield found
+
+    def _accompany_sqlite(
+        self, session: SqliteSession, applier: SqliteApplier, found: AheadOfCommit
+    ) -> AbstractContextManager[None]:
+        name, begin = applier.store.name, self.synchroniser.begin_ahead
+        return session.accompanied(lambda file: begin(name, partial(applier.ahead, file), found))
+
+    def _accompany_jsonl(
+        self, telemetry: JsonlTelemetry, applier: JsonlApplier, found: AheadOfCommit
+    ) -> AbstractContextManager[None]:
+        name, begin = applier.store.name, self.synchroniser.begin_ahead
+        return telemetry.accompanied(lambda: begin(name, applier.ahead, found))
+
     def mark_needed(self, source: str) -> Mark:
         """Say what a read of a source needs."""
         mark = self.mark(source)
         if mark is None:
             raise BehindError("its changes are not logged", where=source)
+        if not mark.whole:
+            raise BehindError("its last line is not finished", where=source)
         return mark
+
+    def retire(self) -> None:
+        """Do nothing any more by itself; calls that are at work go on."""
+        self.synchroniser.retire()
 
     def close(self) -> None:
         """Give everything back."""
@@ -144,12 +191,14 @@ class UnifiedDatabase:
         self.layout = Layout.of(data_dir, path)
         self.flag = Flag(self.settings)
         self.breaker = Breaker()
-        self.embedded = SqliteAdapter(self.layout)
+        self.embedded = SqliteAdapter(self.layout, points_to_chroma=True)
         self._lock = threading.Lock()
         self._dual: _DualTarget | None = None
         self._alone: tuple[PostgresSession, PostgresAdapter] | None = None
+        self._retired: _DualTarget | None = None
         self._abandoned: list[object] = []
         self._closed = False
+        self.handover = Handover(self.layout.data_dir, self._ask_whether_finalized)
         names = {
             part: self.layout.store(getattr(self.layout, part)).name
             for part in ("conversations", "matrix", "vectors", "telemetry")
@@ -172,17 +221,28 @@ class UnifiedDatabase:
     def close(self) -> None:
         """Close all connections; what is pending stays in the change log."""
         with self._lock:
-            dual, alone, self._dual, self._alone = self._dual, self._alone, None, None
+            targets, alone = (self._dual, self._retired), self._alone
+            self._dual = self._retired = self._alone = None
             self._closed = True
-        if dual is not None:
-            dual.close()
+        for target in targets:
+            if target is not None:
+                target.close()
         if alone is not None:
             alone[0].close()
         self.embedded.close()
 
     @property
     def mode(self) -> Mode:
-        """Where the state is now: ``embedded``, ``dual`` or ``postgres``."""
+        """Where the state is now: ``embedded``, ``dual`` or ``postgres``.
+
+        Raises
+        ------
+        SourceBusyError
+            The installation is being finalized, and PostgreSQL cannot be asked how far that is.
+        """
+        if self.handover.is_over():
+            self._retire()
+            return "postgres"
         if not self.flag:
             return "embedded"
         return "dual" if self.settings.dual_write else "postgres"
@@ -194,6 +254,9 @@ class UnifiedDatabase:
 
     def read(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         """Answer a read; see `iceburg.database.routes.Router`."""
+        return self._unless_fenced(lambda: self._read(operation, source, call))
+
+    def _read(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         mode = self.mode
         if mode == "postgres":
             return self._timed(operation, "postgres", call, self._postgres_alone())
@@ -207,13 +270,29 @@ class UnifiedDatabase:
 
     def write(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         """Do a write; see `iceburg.database.routes.Router`."""
+        return self._unless_fenced(lambda: self._write(operation, source, call))
+
+    def _unless_fenced(self, work: Callable[[], T]) -> T:
+        """Do work; where it meets a fence, nothing was done, and it is done again where the state is then."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return work()
+            except FencedError as error:
+                fenced = error
+                self.handover.wait(error)
+        raise fenced
+
+    def _write(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         mode = self.mode
         if mode == "postgres":
             return self._timed(operation, "postgres", call, self._postgres_alone())
         # Before the write: from here on the log has it.
         target = self._dual_target(source) if mode == "dual" else None
-        result = self._timed(operation, "embedded", call, self.embedded)
-        if target is not None:
+        if target is None:
+            return self._timed(operation, "embedded", call, self.embedded)
+        with target.accompanied(source) as ahead:
+            result = self._timed(operation, "embedded", call, self.embedded)
+        if not ahead.applied:
             try:
                 mark = target.mark(source)
             except IceburgError as error:
@@ -281,7 +360,7 @@ class UnifiedDatabase:
             try:
                 if self._dual is None and not self._closed:
                     dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
-                    target = _DualTarget(dsn, self.layout, self.embedded, self.settings, self.breaker)
+                    target = _DualTarget(dsn, self.layout, self.embedded, self.settings, self.breaker, self.handover)
                     target.synchroniser.start()
                     self._dual = target
             except (psycopg.Error, TargetError, OSError) as error:
@@ -308,11 +387,14 @@ class UnifiedDatabase:
                     timeout=self.settings.connect_timeout,
                 )
                 try:
-                    for file in self.embedded.sessions.values():
-                        # What PostgreSQL is to hold is read from the tables of the files, made here if need be.
-                        file.connection()
                     with session.connection() as connection:
-                        ensure_target(connection, names, self.layout)
+                        if not self.handover.is_over():
+                            for file in self.embedded.sessions.values():
+                                # What PostgreSQL is to hold is read from the tables of the files, made if need be.
+                                file.connection()
+                            ensure_target(connection, names, self.layout)
+                        else:
+                            self._ensure_without_files(connection, names)
                     session.renew()
                 except BaseException:
                     session.close()
@@ -320,14 +402,38 @@ class UnifiedDatabase:
                 self._alone = session, PostgresAdapter(session, self.layout)
             return self._alone[1]
 
+    def _ensure_without_files(self, connection: psycopg.Connection, names: SchemaNames) -> None:
+        """Make a target ready whose installation is finalized: its files are not touched, nor made."""
+        with tempfile.TemporaryDirectory(prefix="iceburg-") as folder:
+            # What the target lacks of the four stores is made like the tables of new files.
+            empty = Layout.of(Path(folder), Path(folder) / self.layout.conversations.name)
+            with SqliteAdapter(empty) as files:
+                for file in files.sessions.values():
+                    file.connection()
+                ensure_target(connection, names, self.layout, empty)
+
+    def _ask_whether_finalized(self) -> bool:
+        dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
+        with connect(dsn, autocommit=True, timeout=self.settings.postgres_timeout) as connection:
+            return is_finalized(connection, schema_names(self.settings.schema_name))
+
+    def _retire(self) -> None:
+        """Leave what the dual mode had; calls that are at work with it go on."""
+        if self._dual is not None:
+            with self._lock:
+                dual, self._dual = self._dual, None
+                if dual is not None:
+                    dual.retire()
+                    self._retired = dual
+
     def before_fork(self) -> None:
         """See `iceburg.database.fork_guard.ForkAware`."""
 
     def after_fork_in_child(self) -> None:
         """See `iceburg.database.fork_guard.ForkAware`."""
         # The parent's connections; kept, so that nothing says goodbye on them.
-        self._abandoned += [self._dual, self._alone]
-        self._dual = self._alone = None
+        self._abandoned += [self._dual, self._retired, self._alone]
+        self._dual = self._retired = self._alone = None
         self._lock = threading.Lock()
         self.breaker = Breaker()
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import psycopg
 from psycopg import sql
 
+from iceburg.database.catalogue import Catalogue
 from iceburg.database.datasets import set_constraints_aside
 from iceburg.database.indexes import INDEXES, check_dimension, has_trigrams
-from iceburg.database.positions import drop_position, set_position
+from iceburg.database.jsonl_applier import JsonlApplier
+from iceburg.database.positions import Mark, drop_position, set_position
 from iceburg.database.schema import PLAN_TABLES
 from iceburg.database.structure import add_foreign_keys, complete_table, loosen
 from iceburg.migration.build_progress import watching_builds
@@ -23,7 +28,10 @@ def complete_stores(run: Run, workers: Workers, work: list[Work]) -> None:
     run.listener.phase("constraints and indexes")
     for item in work:
         if item.store.name not in run.problems:
-            _complete_tables(run, item)
+            # What is followed has its constraints set aside: see `set_constraints_aside`.
+            complete_tables(
+                run.connection, run.catalogue, item.source.source_id, item.sequences, constraints=item.copied is None
+            )
     _make_indexes(run, workers, work)
     end_load(run)
     for item in work:
@@ -36,29 +44,53 @@ def complete_stores(run: Run, workers: Workers, work: list[Work]) -> None:
             run.catalogue.update_source(
                 item.source.source_id, fingerprint=item.fingerprint, complete=True, problem=None
             )
-            if item.log is None:
+            if item.copied is not None and item.store.kind == "jsonl":
+                mark = Mark(item.copied.log_id, item.copied.position)
+                JsonlApplier(item.store, run.names).begin_after_copy(run.connection, item.source.source_id, mark)
+            elif item.copied is not None:
+                continue  # to be caught up with before it counts
+            elif item.log is None:
                 drop_position(run.connection, run.names, item.source.source_id)
             else:
-                set_constraints_aside(run.connection, run.catalogue, item.source)
+                set_constraints_aside(run.connection, run.catalogue, item.source.source_id)
                 log = item.log
                 set_position(run.connection, run.names, item.source.source_id, log.log_id, log.position, "")
 
 
-def _complete_tables(run: Run, item: Work) -> None:
-    datasets = run.catalogue.datasets(item.source.source_id)
+def complete_tables(
+    connection: psycopg.Connection,
+    catalogue: Catalogue,
+    source_id: int,
+    sequences: Mapping[str, int | None],
+    *,
+    constraints: bool,
+) -> None:
+    """Make what the tables of a source lack that are migrated one to one, and note what could not be carried over.
+
+    Parameters
+    ----------
+    connection, catalogue, source_id
+        Which tables.
+    sequences
+        SQLite's AUTOINCREMENT counters, by table.
+    constraints
+        Whether unique constraints and foreign keys are made, too.
+    """
+    datasets = catalogue.datasets(source_id)
     tables = [dataset for dataset in datasets if dataset.definition["mapping"] == "table"]
     notes = {}
     for dataset in tables:
         # A run that was killed here has left some of them.
-        loosen(run.connection, dataset)
+        loosen(connection, dataset)
     for dataset in tables:
-        notes[dataset.dataset_id] = complete_table(
-            run.connection, dataset, item.sequences.get(dataset.definition["source_table"])
-        )
+        sequence = sequences.get(dataset.definition["source_table"])
+        notes[dataset.dataset_id] = complete_table(connection, dataset, sequence, unique=constraints)
     for dataset in tables:
-        found = notes[dataset.dataset_id] + add_foreign_keys(run.connection, dataset, datasets)
+        found = notes[dataset.dataset_id]
+        if constraints:
+            found = found + add_foreign_keys(connection, dataset, datasets)
         hazards = [note for note in dataset.notes if note not in found and not _is_of_structure(note)]
-        run.catalogue.set_notes(dataset.dataset_id, hazards + found)
+        catalogue.set_notes(dataset.dataset_id, hazards + found)
 
 
 def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
@@ -80,7 +112,10 @@ def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
             check_dimension(run.connection, run.names, dataset)
             collections.append(dataset)
     analyses = [
-        IndexTask(f"statistics of {table}", statement=run.names.format("ANALYZE {data}.{t}", t=sql.Identifier(table)))
+        # VACUUM, because what an index alone can answer is answered from the table until it was there once.
+        IndexTask(
+            f"statistics of {table}", statement=run.names.format("VACUUM (ANALYZE) {data}.{t}", t=sql.Identifier(table))
+        )
         for table in PLAN_TABLES
         if table in touched
     ]

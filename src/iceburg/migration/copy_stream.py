@@ -32,6 +32,30 @@ _PROGRAM_LIMIT_EXCEEDED: Final = "54000"
 _SLICE: Final = 1_000
 
 
+def render_records(mapping: Mapping[Any], target: TargetTable, records: Sequence[Any]) -> tuple[bytearray, Kept]:
+    """Render records for `TargetTable.copy`, and collect what is kept beside their rows: a digest is of both."""
+    kept = Kept()
+    # In slices, so that the rows of a batch are never all there at once beside its records and its payload.
+    payload = bytearray()
+    for start in range(0, len(records), _SLICE):
+        payload += target.render(_rows(mapping, records[start : start + _SLICE], kept))
+    return payload, kept
+
+
+def _rows(mapping: Mapping[Any], records: Sequence[Any], kept: Kept) -> Iterator[Row]:
+    convert = mapping.convert
+    for record in records:
+        try:
+            row, originals = convert(record)
+        except UnmappableError as error:
+            kept.quarantine.append((key_text(mapping.key(record)), mapping.pack(record), error.reason))
+            continue
+        if originals:
+            key = key_text(mapping.key(record))
+            kept.originals.extend((key, original) for original in originals)
+        yield row
+
+
 class CopyStream:
     """Copies one stream of a dataset.
 
@@ -155,25 +179,7 @@ class CopyStream:
         return self._reader.batches(after=after, upto=chunk.last, size=max(chunk.rows, 1000))
 
     def _render(self, records: Sequence[Any]) -> tuple[bytearray, Kept]:
-        kept = Kept()
-        # In slices, so that the rows of a batch are never all there at once beside its records and its payload.
-        payload = bytearray()
-        for start in range(0, len(records), _SLICE):
-            payload += self._target.render(self._rows(records[start : start + _SLICE], kept))
-        return payload, kept
-
-    def _rows(self, records: Sequence[Any], kept: Kept) -> Iterator[Row]:
-        convert = self._mapping.convert
-        for record in records:
-            try:
-                row, originals = convert(record)
-            except UnmappableError as error:
-                kept.quarantine.append((self._key(record), self._mapping.pack(record), error.reason))
-                continue
-            if originals:
-                key = self._key(record)
-                kept.originals.extend((key, original) for original in originals)
-            yield row
+        return render_records(self._mapping, self._target, records)
 
     def _key(self, record: Any) -> str:
         return key_text(self._mapping.key(record))

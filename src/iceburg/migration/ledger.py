@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.types.json import Jsonb
 
-from iceburg.database.kept import SELECT_ORIGINALS, Kept, forget_kept, keep, unpack_value
+from iceburg.database.kept import SELECT_ORIGINALS, Kept, forget_kept, keep, kept_keys, unpack_value
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import TargetError
 from iceburg.mappings.mapping import Original
@@ -85,7 +85,7 @@ class Ledger:
             Another migration of this target is running.
         """
         deadline = time.monotonic() + _PATIENCE
-        while not self._try_lock():
+        while not self.try_lock():
             if time.monotonic() < deadline:
                 time.sleep(_POLL)
                 continue
@@ -99,7 +99,8 @@ class Ledger:
         assert fence is not None  # noqa: S101 - the installation's row exists
         return int(fence[0])
 
-    def _try_lock(self) -> bool:
+    def try_lock(self) -> bool:
+        """Keep migrations of this target out as long as the session lives; return whether none is running."""
         row = self.connection.execute(statements.TRY_LOCK, (f"iceburg-db migrate {self.names.state}",)).fetchone()
         return row is not None and bool(row[0])
 
@@ -136,6 +137,15 @@ class Ledger:
     def reopen_streams(self, dataset_id: int) -> None:
         """Have all streams of a dataset gone through again."""
         self.connection.execute(self.names.format(statements.REOPEN_STREAMS), (dataset_id,))
+
+    def mark_stale(self, dataset_ids: Sequence[int], stale: bool = True) -> None:
+        """Note that rows of datasets may be there whose records were gone before their log began; or that none are."""
+        self.connection.execute(self.names.format(statements.MARK_STALE), (stale, list(dataset_ids)))
+
+    def stale(self, source_id: int) -> frozenset[int]:
+        """Return the datasets of a source that are so marked."""
+        rows = self.connection.execute(self.names.format(statements.SELECT_STALE), (source_id,)).fetchall()
+        return frozenset(number for (number,) in rows)
 
     def chunks(self, stream: Stream) -> Iterator[Chunk]:
         """Return a stream's chunks, in order."""
@@ -210,8 +220,7 @@ class Ledger:
 
     def kept_keys(self, dataset_id: int) -> set[str]:
         """Return the keys of all records of which something is kept."""
-        rows = self.connection.execute(self.names.format(statements.SELECT_KEPT_KEYS), {"id": dataset_id})
-        return {key for (key,) in rows}
+        return kept_keys(self.connection, self.names, dataset_id)
 
     def reasons(self) -> list[dict[str, Any]]:
         """Summarise what is kept: dataset, kind, reason, count and a few keys."""

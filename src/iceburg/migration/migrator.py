@@ -18,6 +18,7 @@ import psycopg
 from iceburg.database.bootstrap import claim_target
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.connection import Target
+from iceburg.database.phases import Phase, require_phase
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import IceburgError, SourceError
 from iceburg.migration.build_progress import watching_builds
@@ -90,7 +91,7 @@ class Migrator:
         """
         started = time.monotonic()
         self._listener.phase(f"target: {self._target.description}")
-        with connect_writer(self._target.dsn) as connection, OpenStores() as stores:
+        with connect_writer(self._target.dsn) as connection, self._open_stores() as stores:
             claim_target(connection, self._names, self._data_dir, moved=self._options.moved)
             ledger = Ledger(connection, self._names)
             self._run = Run(
@@ -102,21 +103,15 @@ class Migrator:
                 self._options,
                 self._listener,
             )
+            self._begin()
             run_id = self._run.ledger.start_run("migrate")
             interrupted = False
             try:
                 self._find_missing()
                 work = self._prepare_all(stores)
                 unchanged = not work and not self._run.problems
-                with Workers(
-                    self._options.jobs,
-                    self._target.dsn,
-                    self._names,
-                    stopping=self._stopping,
-                    on_advance=self._listener.advance,
-                ) as workers:
-                    self._load(workers, stores, work)
-                    complete_stores(self._run, workers, work)
+                with self._workers() as workers:
+                    self._bring_over(workers, stores, work)
                     unchanged = not self._change_indexes(workers, work) and unchanged
             except StoppedError:
                 interrupted, unchanged = True, False
@@ -147,6 +142,32 @@ class Migrator:
             self._listener.phase("vector indexes")
             make_vector_indexes(self._run, workers, tasks)
         return bool(tasks)
+
+    def _open_stores(self) -> OpenStores:
+        return OpenStores()
+
+    def _workers(self) -> Workers:
+        return Workers(
+            self._options.jobs,
+            self._target.dsn,
+            self._names,
+            stopping=self._stopping,
+            on_advance=self._listener.advance,
+        )
+
+    def _begin(self) -> None:
+        """See that this kind of migration may be made of the installation as it is."""
+        require_phase(
+            self._run.connection,
+            self._names,
+            "migrate",
+            Phase.EMBEDDED,
+            hint="PostgreSQL is kept in step with its files: `iceburg-db migrate --live` brings it up to date.",
+        )
+
+    def _bring_over(self, workers: Workers, stores: OpenStores, work: list[Work]) -> None:
+        self._load(workers, stores, work)
+        complete_stores(self._run, workers, work)
 
     def _find_missing(self) -> None:
         found = {store.name for store in self._stores}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from iceburg.database.catalogue import Dataset, Source
@@ -50,11 +51,15 @@ def prepare_store(run: Run, stores: OpenStores, store: Store, *, again: bool = F
         run.ledger.check_fence(run.fence)
         # Waits for an applier that is at work; none begins until the store is complete.
         set_position(run.connection, run.names, source.source_id, BEING_MIGRATED, 0, "")
-        _take_in(run, stores, store, source, plan, known, refresh=refresh)
+        take_in(run, stores, store, source, plan, known, lambda _: refresh)
         run.catalogue.update_source(source.source_id, fingerprint=print_of_store, complete=False, problem=None)
         run.catalogue.describe_source(source.source_id, plan.description, plan.losses)
-    sequences = {table["name"]: table["sequence"] for table in plan.description.get("tables", ())}
-    return Work(store, source, print_of_store, run.catalogue.datasets(source.source_id), sequences, log)
+    return Work(store, source, print_of_store, run.catalogue.datasets(source.source_id), sequences_of(plan), log)
+
+
+def sequences_of(plan: StorePlan) -> dict[str, int | None]:
+    """Return SQLite's AUTOINCREMENT counters, by table."""
+    return {table["name"]: table["sequence"] for table in plan.description.get("tables", ())}
 
 
 def _log(stores: OpenStores, store: Store) -> Mark | None:
@@ -64,17 +69,16 @@ def _log(stores: OpenStores, store: Store) -> Mark | None:
     return None if state is None else Mark(state.log_id, state.last)
 
 
-def _take_in(
+def take_in(
     run: Run,
     stores: OpenStores,
     store: Store,
     source: Source,
     plan: StorePlan,
     known: dict[str, Dataset],
-    *,
-    refresh: bool,
+    refresh: Callable[[Dataset], bool],
 ) -> None:
-    """Make the catalogue, and the tables, those of the plan."""
+    """Make the catalogue, and the tables, those of the plan; `refresh` says which datasets are gone through again."""
     planned = {dataset.name for dataset in plan.datasets}
     for name, dataset in known.items():
         if name not in planned:
@@ -86,7 +90,7 @@ def _take_in(
             old = None
         if old is None:
             _add(run, stores, store, source, found)
-        elif refresh:
+        elif refresh(old):
             run.ledger.reopen_streams(old.dataset_id)
             run.catalogue.set_phase(old.dataset_id, "loading")
             if old.definition["mapping"] == "table":

@@ -8,7 +8,7 @@ from typing import Protocol
 import psycopg
 
 from iceburg.database.catalogue import Catalogue, Dataset, Source
-from iceburg.database.positions import Mark
+from iceburg.database.positions import CopyMark, Mark
 from iceburg.database.schema import SchemaNames
 from iceburg.database.vector_indexes import VectorIndexKind
 from iceburg.migration.build_progress import Build
@@ -38,6 +38,11 @@ class Options:
         The installation has been moved: take its new path.
     narrowed
         Whether `stores` is only a part of the installation, so that a store that is not in it need not be missing.
+    max_rate
+        Records a second that a live migration may write; None for as many as it can.
+    throttle
+        Milliseconds for which writers may have to wait for a file before a live migration reads less; None for no
+        limit.
     """
 
     batch_size: int = 10_000
@@ -47,6 +52,8 @@ class Options:
     rewrite: bool = False
     moved: bool = False
     narrowed: bool = False
+    max_rate: float | None = None
+    throttle: float | None = None
 
 
 class Listener(Protocol):
@@ -117,6 +124,8 @@ class Work:
     log
         Where the file's change log was before anything was read: what was written since is applied from there; None
         where the file has none.
+    copied
+        The same of a live migration, of any kind of store; None where what is written to it cannot be followed.
     """
 
     store: Store
@@ -125,3 +134,4 @@ class Work:
     datasets: list[Dataset]
     sequences: dict[str, int | None]
     log: Mark | None = None
+    copied: CopyMark | None = None

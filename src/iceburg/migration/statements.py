@@ -43,6 +43,9 @@ REOPEN_STREAMS: Final[LiteralString] = """
 UPDATE {state}.streams SET done = FALSE, refreshing = TRUE WHERE dataset_id = %s
 """
 
+MARK_STALE: Final[LiteralString] = "UPDATE {state}.datasets SET stale = %s WHERE dataset_id = ANY(%s)"
+SELECT_STALE: Final[LiteralString] = "SELECT dataset_id FROM {state}.datasets WHERE source_id = %s AND stale"
+
 SELECT_CHUNKS: Final[LiteralString] = """
 SELECT chunk, last_key, rows, digest FROM {state}.chunks
 WHERE dataset_id = %s AND stream = %s AND chunk > %s ORDER BY chunk LIMIT 1000
@@ -79,10 +82,6 @@ AND NOT EXISTS (SELECT FROM pg_temp.iceburg_kept k WHERE k.record_key = o.record
 DELETE_UNSEEN_QUARANTINE: Final[LiteralString] = """
 DELETE FROM {state}.quarantine q WHERE dataset_id = %s
 AND NOT EXISTS (SELECT FROM pg_temp.iceburg_kept k WHERE k.record_key = q.record_key)
-"""
-SELECT_KEPT_KEYS: Final[LiteralString] = """
-SELECT record_key FROM {state}.originals WHERE dataset_id = %(id)s
-UNION SELECT record_key FROM {state}.quarantine WHERE dataset_id = %(id)s
 """
 SELECT_QUARANTINE: Final[LiteralString] = """
 SELECT record_key, record, reason FROM {state}.quarantine WHERE dataset_id = %s AND record_key = ANY(%s)

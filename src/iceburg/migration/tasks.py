@@ -70,6 +70,11 @@ class Done:
 def run_stream(context: Context, task: StreamTask) -> Done:
     """Copy a stream."""
     started = time.monotonic()
+
+    def progress(seen: int, written: int) -> None:
+        context.report(Advance(task.dataset.name, seen, written))
+        context.wrote(written)
+
     stream = CopyStream(
         Ledger(context.connection, context.names),
         task.dataset,
@@ -78,7 +83,7 @@ def run_stream(context: Context, task: StreamTask) -> Done:
         fence=task.fence,
         batch_size=task.batch_size,
         rewrite=task.rewrite,
-        progress=lambda seen, written: context.report(Advance(task.dataset.name, seen, written)),
+        progress=progress,
         stop_if_asked=context.stop_if_asked,
     )
     return Done(stream.run(), time.monotonic() - started)
@@ -102,6 +107,30 @@ def run_settle(context: Context, task: SettleTask) -> Done:
     with context.connection.transaction():
         ledger.check_fence(task.fence)
         catalogue.set_counts(dataset_id, source_rows, rows)
+        catalogue.set_phase(dataset_id, "loaded")
+        if isinstance(reader, ReportsLosses):
+            catalogue.set_losses(dataset_id, describe_losses(reader.losses()))
+    return Done(removed, time.monotonic() - started)
+
+
+def run_sweep(context: Context, task: SettleTask) -> Done:
+    """Do for a dataset that is written to what settling does: remove what was gone before its log began.
+
+    What has gone, come or moved since is in the log. The counts come later, as of one position.
+    """
+    started = time.monotonic()
+    ledger = Ledger(context.connection, context.names)
+    dataset_id = task.dataset.dataset_id
+    removed = 0
+    if dataset_id in ledger.stale(task.dataset.source_id):
+        removed = remove_gone(context, task)
+    catalogue = Catalogue(context.connection, context.names)
+    reader = context.stores_at(task.store, task.state).reader(task.store, task.dataset.definition)
+    rows = task.dataset.target().count(context.connection)
+    with context.connection.transaction():
+        ledger.check_fence(task.fence)
+        ledger.mark_stale([dataset_id], stale=False)
+        catalogue.set_counts(dataset_id, rows + ledger.kept_counts()[dataset_id][1], rows)
         catalogue.set_phase(dataset_id, "loaded")
         if isinstance(reader, ReportsLosses):
             catalogue.set_losses(dataset_id, describe_losses(reader.losses()))

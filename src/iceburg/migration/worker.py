@@ -28,6 +28,7 @@ import psycopg
 from iceburg.database.schema import SchemaNames
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import IceburgError, TargetError
+from iceburg.migration.pace import Pace
 from iceburg.migration.session import connect_writer
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores
@@ -39,6 +40,7 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _BUFFER_SIZE: Final = 256 * 1024
 _POLL: Final = 0.2
+_NICE: Final = 10
 
 
 class StoppedError(Exception):
@@ -71,9 +73,14 @@ class Context:
         names: SchemaNames,
         stopping: Callable[[], bool],
         report: Callable[[Advance], None],
+        pace: Pace | None = None,
+        poll: Callable[[], None] | None = None,
     ) -> None:
         self.names = names
-        self.stores = OpenStores()
+        self.stores = OpenStores(None if pace is None else pace.of_file)
+        self._pace = pace
+        self._poll = poll
+        self._wrote = time.monotonic()
         self._states: dict[str, str] = {}
         self._dsn = dsn
         self._stopping = stopping
@@ -99,9 +106,22 @@ class Context:
         return self.stores
 
     def stop_if_asked(self) -> None:
-        """Raise `StoppedError` if the run was asked to stop."""
+        """Raise `StoppedError` if the run was asked to stop; wait while it is held."""
+        self._check()
+        if self._pace is not None:
+            self._pace.wait(self._check)
+
+    def _check(self) -> None:
+        if self._poll is not None:
+            self._poll()
         if self._stopping():
             raise StoppedError
+
+    def wrote(self, records: int) -> None:
+        """Note that records were written, and keep to the rate."""
+        if self._pace is not None:
+            self._pace.rest_after_writing(records, time.monotonic() - self._wrote)
+            self._wrote = time.monotonic()
 
     def close(self) -> None:
         """Close the connection and the stores."""
@@ -148,7 +168,7 @@ def _main_module_hidden() -> Iterator[None]:
         vars(main).update(hidden)
 
 
-def _start_worker(dsn: str, names: SchemaNames, stop: Any, events: Any, parent: int) -> None:
+def _start_worker(dsn: str, names: SchemaNames, stop: Any, events: Any, parent: int, pace: Pace | None) -> None:
     global _context
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -167,7 +187,10 @@ def _start_worker(dsn: str, names: SchemaNames, stop: Any, events: Any, parent: 
     # A batch is ten thousand tuples that hold no cycles: looking through them again and again costs 5 % of the time.
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
-    _context = Context(dsn, names, lambda: stop.is_set() or os.getppid() != parent, events.put)
+    if pace is not None:
+        # The application comes first.
+        os.nice(_NICE)
+    _context = Context(dsn, names, lambda: stop.is_set() or os.getppid() != parent, events.put, pace)
 
 
 def _end_with(parent: int) -> None:
@@ -211,6 +234,10 @@ class Workers:
         Asked now and then whether the run is to stop.
     on_advance
         Told how far the tasks are.
+    pace
+        What the workers keep to.
+    poll
+        Called several times a second while they work.
     """
 
     def __init__(
@@ -221,20 +248,23 @@ class Workers:
         *,
         stopping: Callable[[], bool],
         on_advance: Callable[[Advance], None],
+        pace: Pace | None = None,
+        poll: Callable[[], None] | None = None,
     ) -> None:
         self._jobs = jobs
         self._stopping = stopping
         self._on_advance = on_advance
+        self._poll = poll
         self._pool: ProcessPoolExecutor | None = None
         if jobs == 1:
-            self._local = Context(dsn, names, stopping, on_advance)
+            self._local = Context(dsn, names, stopping, on_advance, pace, poll)
             return
         # A forked child would share the parent's connections and locks.
         context = multiprocessing.get_context("spawn")
         self._stop = context.Event()
         self._events = context.Queue()
         self._pool = ProcessPoolExecutor(
-            jobs, context, _start_worker, (dsn, names, self._stop, self._events, os.getpid())
+            jobs, context, _start_worker, (dsn, names, self._stop, self._events, os.getpid(), pace)
         )
 
     def __enter__(self) -> Workers:
@@ -268,6 +298,8 @@ class Workers:
             while futures:
                 done, futures = wait(futures, timeout=_POLL, return_when=FIRST_COMPLETED)
                 self._drain()
+                if self._poll is not None:
+                    self._poll()
                 if self._stopping():
                     self._stop.set()
                 for future in done:

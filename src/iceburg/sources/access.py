@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from iceburg.errors import SourceError
 from iceburg.records import DatasetReader, Store
 from iceburg.sources.jsonl import JsonlFile
+from iceburg.sources.pacing import MakePacing
 from iceburg.sources.sqlite import SqliteFile
 from iceburg.sources.sqlite_schema import DatabaseDescription
 
@@ -29,9 +30,16 @@ class OpenStores:
     """The stores that one worker has open; a context manager that closes them.
 
     A store is described once: what it held then is what its readers read.
+
+    Parameters
+    ----------
+    pacing
+        Makes what the readers of a file keep to whose writers have to wait for them; None: they read as fast as they
+        can.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pacing: MakePacing | None = None) -> None:
+        self._pacing = pacing
         self._stack = ExitStack()
         self._files: dict[str, tuple[SqliteFile, DatabaseDescription]] = {}
         self._directories: dict[str, ChromaStore] = {}
@@ -52,7 +60,11 @@ class OpenStores:
         """Return an open SQLite file and what is in it."""
         if store.name not in self._files:
             file = self._stack.enter_context(SqliteFile(store.path, store.name))
-            self._files[store.name] = file, file.describe()
+            description = file.describe()
+            # In WAL mode nobody waits for a reader.
+            if self._pacing is not None and description.journal_mode != "wal":
+                file.pacing = self._pacing(store.path)
+            self._files[store.name] = file, description
         return self._files[store.name]
 
     def chroma(self, store: Store) -> ChromaStore:
@@ -61,7 +73,10 @@ class OpenStores:
         from iceburg.sources.chroma import ChromaStore
 
         if store.name not in self._directories:
-            self._directories[store.name] = self._stack.enter_context(ChromaStore(store.path, store.name))
+            pacing = None if self._pacing is None else self._pacing(store.path / "chroma.sqlite3")
+            self._directories[store.name] = self._stack.enter_context(
+                ChromaStore(store.path, store.name, pacing=pacing)
+            )
         return self._directories[store.name]
 
     def reader(self, store: Store, definition: dict[str, Any]) -> DatasetReader[Any]:

@@ -7,8 +7,11 @@ it each.
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from iceburg.errors import SourceError
 from iceburg.sources.chroma_catalogue import (
@@ -21,9 +24,11 @@ from iceburg.sources.chroma_database import ChromaDatabase, NoCatalogueError
 from iceburg.sources.chroma_loss import Loss, salvage_losses
 from iceburg.sources.chroma_orphan import OrphanReader, orphan_collections
 from iceburg.sources.chroma_reader import CollectionReader
+from iceburg.sources.pacing import Pacing
 
 __all__ = ["ChromaStore", "CollectionInfo", "CollectionReader", "Loss", "OrphanReader"]
 
+Result = TypeVar("Result")
 #: Seconds to wait for a lock unless told otherwise.
 TIMEOUT = 10.0
 
@@ -39,6 +44,8 @@ class ChromaStore:
         What messages call it; its path by default.
     timeout
         Seconds to wait while another program holds the database locked.
+    pacing
+        What reads keep to; None: as fast as they can.
 
     Raises
     ------
@@ -48,7 +55,9 @@ class ChromaStore:
         Neither the database nor an index in the directory can be read.
     """
 
-    def __init__(self, path: Path, name: str | None = None, *, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self, path: Path, name: str | None = None, *, timeout: float = TIMEOUT, pacing: Pacing | None = None
+    ) -> None:
         self.path = path
         self.name = str(path) if name is None else name
         self._database: ChromaDatabase | None = None
@@ -56,7 +65,7 @@ class ChromaStore:
         if not path.is_dir():
             raise SourceError("there is no such directory", where=self.name)
         try:
-            self._database = ChromaDatabase(path / "chroma.sqlite3", self.name, timeout)
+            self._database = ChromaDatabase(path / "chroma.sqlite3", self.name, timeout, pacing)
         except NoCatalogueError as error:
             detail = "documents, metadata and the names of collections are lost; ids and vectors come from the indexes"
             self._losses.append(Loss("catalogue-gone", "", (), f"{error}: {detail}"))
@@ -98,6 +107,23 @@ class ChromaStore:
             claimed = self._database.read(vector_segments)
             found += self._database.read(nameless_collections) + orphan_collections(self.path, claimed)
         return found
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the database can be read as it is, without anything being salvaged."""
+        return self._database is not None and self._database.salvage is None
+
+    def in_snapshot(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run `work` on one snapshot of the database.
+
+        Raises
+        ------
+        SourceError
+            There is no database that can be read.
+        """
+        if self._database is None:
+            raise SourceError("chroma.sqlite3 cannot be read", where=self.name)
+        return self._database.read(work)
 
     def reader(self, collection: CollectionInfo) -> CollectionReader | OrphanReader:
         """Return a reader of one of the collections."""

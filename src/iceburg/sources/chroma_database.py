@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from iceburg.errors import SourceBusyError, SourceError
 from iceburg.sources.chroma_salvage import Salvage, salvage_database
+from iceburg.sources.pacing import Pacing
 
 _Result = TypeVar("_Result")
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -49,6 +50,8 @@ class ChromaDatabase:
         What messages call the store.
     timeout
         Seconds to wait for a lock.
+    pacing
+        What reads keep to; None: as fast as they can.
 
     Raises
     ------
@@ -60,8 +63,9 @@ class ChromaDatabase:
         It cannot be read for another reason.
     """
 
-    def __init__(self, path: Path, name: str, timeout: float) -> None:
+    def __init__(self, path: Path, name: str, timeout: float, pacing: Pacing | None = None) -> None:
         self.path = path
+        self.pacing = pacing
         self.salvage: Salvage | None = None
         self._name = name
         self._timeout = timeout
@@ -99,6 +103,12 @@ class ChromaDatabase:
 
     def read(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """Run `work` on one snapshot of the database; again, on what can be salvaged, if it proves to be malformed."""
+        if self.pacing is not None:
+            with self.pacing.reading():
+                return self._read(work)
+        return self._read(work)
+
+    def _read(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         try:
             return self._in_transaction(work)
         except sqlite3.DatabaseError as error:

@@ -67,6 +67,26 @@ def read_operations(connection: sqlite3.Connection, collection: str) -> Iterator
         yield Operation(seq, operation, identity, bool(has_vector))
 
 
+def ids_queued_after(connection: sqlite3.Connection, collection: str, position: int) -> list[str]:
+    """Return the records of a collection that the queue's operations after a position name, each once."""
+    if not columns(connection, "embeddings_queue"):
+        return []
+    rows = connection.execute(
+        "SELECT DISTINCT id FROM embeddings_queue WHERE seq_id > ? AND topic = ?", (position, TOPIC + collection)
+    )
+    return [identity for (identity,) in rows]
+
+
+def last_queued(connection: sqlite3.Connection, collection: str) -> int:
+    """Return the last position that the queue has of a collection, 0 where it has none."""
+    if not columns(connection, "embeddings_queue"):
+        return 0
+    (last,) = connection.execute(
+        "SELECT coalesce(max(seq_id), 0) FROM embeddings_queue WHERE topic = ?", (TOPIC + collection,)
+    ).fetchone()
+    return int(last)
+
+
 def locate_vectors(
     operations: Iterable[Operation], taken_in: int, in_index: Container[str] | None, *, complete: bool
 ) -> VectorPositions:

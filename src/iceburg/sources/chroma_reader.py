@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from iceburg.errors import SourceBusyError
@@ -19,11 +19,14 @@ from iceburg.sources.chroma_tables import (
     Row,
     count_rows,
     fill_values,
+    fill_values_of,
     has_float,
     merge,
     parse_metadata,
     read_rows,
     restore,
+    rows_by_id,
+    rows_of_segment,
     sharpen,
 )
 from iceburg.sources.chroma_vectors import IndexChangedError, Vector, read_vectors
@@ -85,11 +88,46 @@ class CollectionReader:
         position = None if after is None else row_of(after)
         last = None if upto is None else row_of(upto)
         size = max(1, min(size, BATCH_BYTES // (4 * (self.collection.dimension or 1))))
+        if self._database.pacing is not None:
+            size = min(size, self._database.pacing.batch)
         done = False
         while not done:
             records, position, done = self._read(position, last, size)
             if records:
                 yield Batch(records, (records[-1].row,))
+
+    def changed(self, connection: sqlite3.Connection, ids: Sequence[str]) -> list[ChromaRecord]:
+        """Return those of `ids` that are there, as they are in a snapshot of the database.
+
+        Raises
+        ------
+        IndexChangedError
+            Chroma wrote the index meanwhile: read again, in another snapshot.
+        """
+        state = self._refresh(connection)
+        wanted = set(ids)
+        rows = [row for row in rows_by_id(connection, state.segment, ids) if row.row not in state.records.removed]
+        fill_values_of(connection, rows)
+        changes = {row.id: state.records.changed[row.row] for row in rows if row.row in state.records.changed}
+        for row, positions in state.records.created:
+            if row.id in wanted:
+                rows.append(Row(row.row, row.id, row.seq))
+                changes[row.id] = positions
+        records = self._records(connection, state, rows, changes)
+        if self._is_moving(records):
+            raise IndexChangedError
+        return records
+
+    def ids(self, connection: sqlite3.Connection) -> set[str]:
+        """Return the ids of all records in a snapshot of the database."""
+        state = self._refresh(connection)
+        stored = rows_of_segment(connection, state.segment)
+        there = {identity for identity, row in stored.items() if row not in state.records.removed}
+        return there | {row.id for row, _ in state.records.created}
+
+    def tables_at(self, connection: sqlite3.Connection) -> int:
+        """Return the last position of the queue that the tables have taken in."""
+        return self._refresh(connection).tables_at
 
     def losses(self) -> list[Loss]:
         """List what is lost of this collection, by record id; this reads the whole collection."""

@@ -14,6 +14,8 @@ from iceburg.sources.chroma_catalogue import columns, first_value, sequence_numb
 from iceburg.sources.chroma_queue import ADD, DELETE, UPDATE, Operation
 
 DOCUMENT = "chroma:document"
+#: Values in one statement; SQLite before 3.32 takes 999 parameters.
+_PARAMETERS = 900
 #: How far a float of the tables may be from the queue's, in units in the last place, to be the same one.
 _ULPS = 2
 
@@ -81,6 +83,29 @@ def read_rows(
     return [Row(row, identity, sequence_number(seq)) for row, identity, seq in found]
 
 
+def rows_by_id(connection: sqlite3.Connection, segment: str, ids: Sequence[str]) -> list[Row]:
+    """Read the rows of a segment that have one of `ids`, without their metadata."""
+    if not columns(connection, "embeddings"):
+        return []
+    found = []
+    for start in range(0, len(ids), _PARAMETERS):
+        part = [identity.encode("utf-8", "surrogateescape") for identity in ids[start : start + _PARAMETERS]]
+        marks = ", ".join(["CAST(? AS TEXT)"] * len(part))
+        found += connection.execute(
+            f"SELECT id, embedding_id, seq_id FROM embeddings WHERE segment_id = ? AND embedding_id IN ({marks})",  # noqa: S608
+            (segment, *part),
+        ).fetchall()
+    return [Row(row, identity, sequence_number(seq)) for row, identity, seq in found]
+
+
+def ids_touched_after(connection: sqlite3.Connection, segment: str, position: int) -> list[str]:
+    """Return the records of a segment that an operation after a position has touched."""
+    if not columns(connection, "embeddings"):
+        return []
+    rows = connection.execute("SELECT embedding_id, seq_id FROM embeddings WHERE segment_id = ?", (segment,))
+    return [identity for identity, seq in rows if (sequence_number(seq) or 0) > position]
+
+
 def count_rows(connection: sqlite3.Connection, segment: str) -> int:
     """Count the rows of a segment."""
     if not columns(connection, "embeddings"):
@@ -136,6 +161,32 @@ def fill_values(connection: sqlite3.Connection, segment: str, rows: list[Row], l
                 if isinstance(elements, list):
                     cast(list[MetadataValue], elements).append(value)
     return [row for row in rows if row.row <= last]
+
+
+def fill_values_of(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Read the metadata of any rows."""
+    for start in range(0, len(rows), _PARAMETERS):
+        by_row = {row.row: row for row in rows[start : start + _PARAMETERS]}
+        marks = ", ".join("?" * len(by_row))
+        for table in ("embedding_metadata", "embedding_metadata_array"):
+            have = columns(connection, table)
+            if not have:
+                continue
+            boolean = "bool_value" in have
+            values = "string_value, int_value, float_value" + (", bool_value" if boolean else "")
+            for row, key, *columns_ in connection.execute(
+                f"SELECT id, key, {values} FROM {table} WHERE id IN ({marks}) ORDER BY id, rowid",  # noqa: S608
+                tuple(by_row),
+            ):
+                value = first_value(tuple(columns_), boolean=boolean)
+                if value is None:
+                    continue
+                if table == "embedding_metadata":
+                    by_row[row].values[key] = value
+                else:
+                    elements = by_row[row].values.setdefault(key, [])
+                    if isinstance(elements, list):
+                        cast(list[MetadataValue], elements).append(value)
 
 
 def _values(

@@ -12,14 +12,21 @@ from pathlib import Path
 from iceburg.errors import UsageError
 from iceburg.records import Store, StoreKind
 from iceburg.sources.peek import SQLITE_MAGIC, read_head
-from iceburg.sources.recognise import has_chroma_tables, is_jsonl
+from iceburg.sources.recognise import has_chroma_tables, is_export, is_jsonl
 from iceburg.sources.sqlite_header import HEADER_SIZE, header_problem
 
 CATALOGUE = "chroma.sqlite3"
 """The name that Chroma gives its SQLite file."""
+OWN_DIRECTORY = ".iceburg"
+"""Where, in a data directory, we keep what is ours."""
+CLOSED_SUFFIX = ".closed"
+"""What the name of a JSONL file ends with once it is fenced; in its place is a directory then."""
+CLOSED_NOTE = "CLOSED.txt"
+"""The file in that directory, which says why."""
 
 _SQLITE_SUFFIXES = (".db", ".db3", ".sqlite", ".sqlite3")
-_JSONL_SUFFIXES = tuple(f"{suffix}{zipped}" for suffix in (".jsonl", ".ndjson", ".jsonlines") for zipped in ("", ".gz"))
+# Also under the names that rotation gives, such as events.jsonl.1 and events.jsonl-20260102.gz.
+_JSONL_NAME = re.compile(r"(?P<stem>.*)\.(jsonl|ndjson|jsonlines)([.-]\d[\d.-]*)?(\.gz)?", re.IGNORECASE | re.DOTALL)
 # What hnswlib and Chroma write into the directory of a segment.
 _INDEX_FILES = frozenset({"header.bin", "data_level0.bin", "length.bin", "link_lists.bin", "index_metadata.pickle"})
 _UNKNOWN = "what it holds is not known"
@@ -46,8 +53,9 @@ def discover(
     """List the stores below a directory, sorted by name.
 
     A store that cannot be read, or a file or directory that may be one and cannot be looked into, is in the list with
-    its `problem`. Not looked into are directories behind symbolic links, ``.git`` and PostgreSQL data directories. Of
-    several names of one file (hard and symbolic links) the list has one.
+    its `problem`. Not looked into are directories behind symbolic links, ``.git``, ours and PostgreSQL data
+    directories; files that are fenced, and exports of a rollback, are left out. Of several names of one file (hard and
+    symbolic links) the list has one.
 
     Parameters
     ----------
@@ -82,6 +90,12 @@ def discover(
         if (not narrowed or matches(store.name, wanted[store.kind])) and not matches(store.name, exclude)
     ]
     return sorted(map(_sayable, stores), key=lambda store: store.name)
+
+
+def jsonl_stem(name: str) -> str:
+    """Return the stem of a JSONL file's name: events for events.jsonl, events.jsonl.gz and events.jsonl.1."""
+    found = _JSONL_NAME.fullmatch(name)
+    return name if found is None else found["stem"]
 
 
 def _sayable(store: Store) -> Store:
@@ -142,9 +156,12 @@ def _walk(root: Path, directory: Path) -> Iterator[_Found]:
         return
     # Neither question asks the file system about the entry itself, which a directory without x would refuse.
     directories = [
-        directory / entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != ".git"
+        directory / entry.name
+        for entry in entries
+        if entry.is_dir(follow_symlinks=False) and entry.name not in (".git", OWN_DIRECTORY)
     ]
     files = [directory / entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+    files = [path for path in files if not _is_closed(path)]
     catalogue = directory / CATALOGUE
     found = [item for file in files if file != catalogue for item in _file(root, file)]
     if catalogue in files:
@@ -163,7 +180,7 @@ def _file(root: Path, path: Path) -> Iterator[_Found]:
     name = path.relative_to(root).as_posix()
     lower = path.name.lower()
     suffixed = lower.endswith(_SQLITE_SUFFIXES)
-    kind: StoreKind = "jsonl" if lower.endswith(_JSONL_SUFFIXES) else "sqlite"
+    kind: StoreKind = "jsonl" if _JSONL_NAME.fullmatch(path.name) else "sqlite"
     try:
         real = path.resolve(strict=True)
         identity = _identity(real)
@@ -171,6 +188,8 @@ def _file(root: Path, path: Path) -> Iterator[_Found]:
             return
         head = read_head(real, HEADER_SIZE)
         problem = None
+        if head.startswith(SQLITE_MAGIC) and is_export(head):
+            return
         if head.startswith(SQLITE_MAGIC):
             kind = "chroma" if has_chroma_tables(real) else "sqlite"
             problem = header_problem(real) if kind == "sqlite" else None
@@ -205,6 +224,13 @@ def _access_problem(path: Path) -> str | None:
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror or error}"
     return None
+
+
+def _is_closed(path: Path) -> bool:
+    return (
+        path.name.endswith(CLOSED_SUFFIX)
+        and (path.with_name(path.name.removesuffix(CLOSED_SUFFIX)) / CLOSED_NOTE).is_file()
+    )
 
 
 def _is_segment(directory: Path) -> bool:

@@ -25,6 +25,11 @@ _CHUNK = 1 << 20
 _BLANK = b" \t\r"
 
 
+def is_blank(line: Line) -> bool:
+    """Whether a line is nothing but white space, and so no record."""
+    return not line.raw.strip(_BLANK)
+
+
 @dataclass(frozen=True, slots=True)
 class Scan:
     """What one pass over a file found.
@@ -98,6 +103,17 @@ class JsonlFile:
                 else:
                     blank_lines += 1
             return Scan(lines, blank_lines, torn, bom, source.problem)
+
+    def every_line(self) -> Iterator[Line]:
+        """Yield all lines, blank ones too, up to where the file cannot be read any further.
+
+        Raises
+        ------
+        SourceError
+            The file cannot be opened.
+        """
+        with self._open() as source:
+            yield from _split(source, len(BOM) if source.skip_bom() else 0, 1)
 
     def batches(
         self, *, after: Key | None = None, upto: Key | None = None, size: int = 10_000

@@ -14,6 +14,11 @@ from iceburg.sources.sqlite import SqliteFile
 CHROMA_TABLES = frozenset({"collections", "segments", "embeddings", "embeddings_queue"})
 """Tables that every version of Chroma's SQLite file has, and that no other application has together."""
 
+EXPORT_ID = 0x1CEB0C01
+"""The application id of a SQLite file that a rollback has written beside a Chroma directory; it is no store."""
+
+# Where a SQLite header has it (https://www.sqlite.org/fileformat2.html, section 1.3).
+_APPLICATION_ID = slice(68, 72)
 # Enough to see that a file is not JSONL; only one that may be is read on, for its second line.
 _GLANCE = 64 << 10
 _LOOK = 8 << 20
@@ -67,6 +72,11 @@ def _inflate(head: bytes, length: int) -> bytes:
         return zlib.decompressobj(31).decompress(head, length)
     except zlib.error:
         return head
+
+
+def is_export(head: bytes) -> bool:
+    """Tell by its header whether a SQLite file is an export of a Chroma directory."""
+    return int.from_bytes(head[_APPLICATION_ID], "big") == EXPORT_ID
 
 
 def has_chroma_tables(path: Path) -> bool:

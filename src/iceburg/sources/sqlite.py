@@ -42,6 +42,7 @@ from urllib.parse import quote as quote_uri
 
 from iceburg.errors import SourceBusyError, SourceError
 from iceburg.sources import peek
+from iceburg.sources.pacing import Pacing
 from iceburg.sources.sqlite_fetch import lenient_text
 from iceburg.sources.sqlite_header import Header, header_problem, read_header
 from iceburg.sources.sqlite_rows import TableReader
@@ -108,13 +109,16 @@ class SqliteFile:
         What it is called in messages.
     busy_timeout
         Seconds to wait for a lock that another program holds.
+    pacing
+        What reads keep to; None: as fast as they can.
     """
 
-    def __init__(self, path: Path, name: str, *, busy_timeout: float = 10.0) -> None:
+    def __init__(self, path: Path, name: str, *, busy_timeout: float = 10.0, pacing: Pacing | None = None) -> None:
         # SQLite keeps the -wal and the -journal beside the file that a symbolic link points to.
         self.path = path.resolve()
         self.name = name
         self.busy_timeout = busy_timeout
+        self.pacing = pacing
         self._copies: list[_Copy] = []
         self._lock = threading.Lock()
 
@@ -146,7 +150,7 @@ class SqliteFile:
             connection.execute("BEGIN")
             header = self._header()
             mode: Literal["wal", "delete"] = "wal" if header is not None and header.wal else "delete"
-            return describe(connection, mode, self.name)
+            return describe(connection, mode, self.name, empty_file=header is None)
 
         return self.run(read)
 
@@ -166,6 +170,12 @@ class SqliteFile:
         `read` must have fetched all it wants when it returns, and may be called more than once. The connection is
         read-only and in autocommit mode.
         """
+        if self.pacing is not None:
+            with self.pacing.reading():
+                return self._run(read, table)
+        return self._run(read, table)
+
+    def _run(self, read: Callable[[sqlite3.Connection], Result], table: str) -> Result:
         where = f"{self.name}, table {table}" if table else self.name
         last: sqlite3.Error | None = None
         for _ in range(_ATTEMPTS):

@@ -109,6 +109,8 @@ class TableReader:
         if size < 1:
             raise ValueError("a batch has at least one record")
         self._refuse_null_keys()
+        if self._file.pacing is not None:
+            size = min(size, self._file.pacing.batch)
         while True:
             fetched = self._read(after, upto, size)
             if fetched.rows:

@@ -139,6 +139,26 @@ class SchemaObject:
 
 
 @dataclass(frozen=True, slots=True)
+class Sequence:
+    """A row of ``sqlite_sequence``, or its absence: what AUTOINCREMENT knows of a table.
+
+    Attributes
+    ----------
+    table
+        The table's name.
+    value
+        The highest rowid that it has given; None where there is no such row.
+    highest
+        The highest rowid in the table; None where the table is empty, or damaged. It is above `value` where a rowid
+        was changed by UPDATE, or where the row was deleted to begin again.
+    """
+
+    table: str
+    value: int | None
+    highest: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class DatabaseDescription:
     """What a SQLite database consists of.
 
@@ -152,6 +172,12 @@ class DatabaseDescription:
         0 none, 1 full, 2 incremental.
     schema_sql
         Every object in the order of ``sqlite_master``, internal ones and the change log's left out.
+    sequences
+        Of each table with AUTOINCREMENT.
+    analysed
+        Whether ANALYZE has left its statistics.
+    empty_file
+        Whether the file has no bytes at all, not even a header.
     """
 
     tables: tuple[Table, ...]
@@ -163,6 +189,9 @@ class DatabaseDescription:
     page_size: int
     auto_vacuum: int
     schema_sql: tuple[SchemaObject, ...]
+    sequences: tuple[Sequence, ...] = ()
+    analysed: bool = False
+    empty_file: bool = False
 
     def table(self, name: str) -> Table:
         """Return the table of this name; names are compared as SQLite does, ASCII letters in either case.
@@ -179,7 +208,7 @@ class DatabaseDescription:
 
 
 def describe(
-    connection: sqlite3.Connection, journal_mode: Literal["wal", "delete"], where: str = ""
+    connection: sqlite3.Connection, journal_mode: Literal["wal", "delete"], where: str = "", *, empty_file: bool = False
 ) -> DatabaseDescription:
     """Read the description of the database that the connection has open, within its read transaction.
 
@@ -228,6 +257,9 @@ def describe(
         page_size=connection.execute("PRAGMA page_size").fetchone()[0],
         auto_vacuum=connection.execute("PRAGMA auto_vacuum").fetchone()[0],
         schema_sql=tuple(master),
+        sequences=tuple(_sequence(connection, table) for table in tables if table.autoincrement),
+        analysed=bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_stat1'").fetchone()),
+        empty_file=empty_file,
     )
 
 
@@ -251,6 +283,16 @@ def _sequences(connection: sqlite3.Connection) -> dict[str, int]:
         return {}
     rows = connection.execute("SELECT name, seq FROM sqlite_sequence WHERE typeof(seq) = 'integer' ORDER BY seq")
     return {_fold(str(name)): seq for name, seq in rows}
+
+
+def _sequence(connection: sqlite3.Connection, table: Table) -> Sequence:
+    highest = f"SELECT max({quote(str(table.integer_primary_key))}) FROM main.{quote(table.name)}"  # noqa: S608
+    try:
+        return Sequence(table.name, table.sequence, connection.execute(highest).fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+        return Sequence(table.name, table.sequence, None)  # who reads the rows will say where the damage is
 
 
 def _table(

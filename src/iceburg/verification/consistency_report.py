@@ -77,6 +77,23 @@ class ConsistencyReport:
         """Return the document that ``--json`` prints."""
         return asdict(self)
 
+    def summary(self) -> str:
+        """Say in a sentence what was compared, or the first thing that stands against it."""
+        compared = sum(dataset.compared_rows for dataset in self.datasets)
+        if self.status == "identical":
+            return f"identical, {compared:,} records"
+        if self.problems:
+            return f"{self.problems[0]['source']}: {self.problems[0]['problem'].splitlines()[0]}"
+        for what, found in (("different", self.differences), ("not settled", self.unsettled)):
+            if found:
+                return f"{what}: {found[0].dataset}, key {found[0].key}, {found[0].field}"
+        return self.status
+
+    @property
+    def is_only_unsettled(self) -> bool:
+        """Whether nothing stands against it but records that changed at every look."""
+        return bool(self.unsettled) and not (self.differences or self.problems)
+
 
 @dataclass(slots=True)
 class Account:

@@ -22,7 +22,7 @@ from iceburg.database.vector_indexes import recorded_indexes
 from iceburg.verification.shapes import Index, TableShape, read_shapes
 
 _TEMPORARY: Final = SchemaNames("pg_temp", "pg_temp", "")
-_INSTEAD: Final = "instead_of_"
+_INSTEAD: Final = "instead_"
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class Expectation:
     table: str
     datasets: tuple[Dataset, ...]
     shape: TableShape
-    instead: dict[str, Index] = field(default_factory=dict)
+    instead: dict[str, list[Index]] = field(default_factory=dict)
 
     @property
     def own(self) -> Dataset | None:
@@ -91,10 +91,10 @@ def _expect_plan(connection: psycopg.Connection, names: SchemaNames, datasets: S
     trigrams = has_trigrams(connection)
     for plan in INDEXES:
         if plan.table in complete and (trigrams or not plan.needs_trigrams):
-            connection.execute(index_statement(_TEMPORARY, plan))
-            if plan.fallback is not None:
-                other = replace(plan, name=_INSTEAD + plan.name, definition=plan.fallback)
-                connection.execute(index_statement(_TEMPORARY, other))
+            connection.execute(index_statement(_TEMPORARY, plan, plan.definition))
+            for place, fallback in enumerate(plan.fallbacks):
+                other = replace(plan, name=f"{_INSTEAD}{place}_of_{plan.name}")
+                connection.execute(index_statement(_TEMPORARY, other, fallback))
     recorded = recorded_indexes(connection, names)
     for dataset in datasets:
         if "collection" in dataset.definition and dataset.phase == "complete":
@@ -130,7 +130,7 @@ def _with_alternatives(expectation: Expectation) -> Expectation:
     indexes = expectation.shape.indexes
     for index in [index for index in indexes if index.name.startswith(_INSTEAD)]:
         indexes.remove(index)
-        expectation.instead[index.name.removeprefix(_INSTEAD)] = index
+        expectation.instead.setdefault(index.name.partition("_of_")[2], []).append(index)
     return expectation
 
 

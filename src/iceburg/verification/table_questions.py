@@ -297,8 +297,7 @@ class _Condition:
         """Write it for PostgreSQL, with $1, $2 for its values."""
         names = sql.SQL(", ").join(sql.Identifier("t", column.target) for column, _, _ in self.parts)
         marks = sql.SQL(", ").join(
-            sql.SQL(f"${i}::{column.codec.type}")  # type: ignore[arg-type]
-            for i, (column, _, _) in enumerate(self.parts, 1)
+            sql.SQL(f"${i}::{column.codec.type}") for i, (column, _, _) in enumerate(self.parts, 1)
         )
         operator: LiteralString = ">" if self.beyond else "="
         values = [column.codec.encode(value)[0] for column, _, value in self.parts]

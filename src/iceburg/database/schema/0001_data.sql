@@ -25,7 +25,8 @@ CREATE TABLE {data}.matrix_entities (
     updated_at TIMESTAMP DEFAULT NOW(),
     dataset_id INTEGER NOT NULL,
     entity_id TEXT COLLATE "C" GENERATED ALWAYS AS (entity_data ->> 'entity_id') STORED,
-    name TEXT COLLATE "C" GENERATED ALWAYS AS (entity_data ->> 'name') STORED
+    name TEXT COLLATE "C" GENERATED ALWAYS AS (entity_data ->> 'name') STORED,
+    source TEXT COLLATE "C" GENERATED ALWAYS AS (entity_data ->> 'source') STORED
 );
 
 CREATE TABLE {data}.matrix_relationships (
