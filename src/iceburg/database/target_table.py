@@ -136,18 +136,25 @@ class TargetTable:
 
         A key that several rows have, where the table has lost its primary key, gives them all.
         """
+        return [sent for sent, _ in self.fetch_with(connection, keys, sql.SQL("NULL"))] if keys else []
+
+    def fetch_with(
+        self, connection: psycopg.Connection, keys: Sequence[Row], more: sql.Composable
+    ) -> list[tuple[bytes, Any]]:
+        """Return what `fetch` does, each row with an expression of ``t``."""
         if not keys:
             return []
         extra, condition, arrays = self._having(keys)
-        statement = sql.SQL("SELECT {} FROM {} AS t{} WHERE {} AND {}").format(
+        statement = sql.SQL("SELECT {}, {} FROM {} AS t{} WHERE {} AND {}").format(
             self._sent("t"),
+            more,
             self.identifier,
             sql.SQL(", ") + extra if extra is not None else sql.SQL(""),
             condition,
             self._owned(),
         )
         with psycopg.RawCursor(connection) as cursor:
-            return [sent for (sent,) in cursor.execute(statement, arrays, binary=True).fetchall()]
+            return cursor.execute(statement, arrays, binary=True).fetchall()
 
     def _sent(self, alias: str) -> sql.Composed:
         columns = sql.SQL(", ").join(sql.Identifier(alias, name) for name, _ in self.columns)

@@ -7,44 +7,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Final
 
+import psycopg
+
 from iceburg.errors import IceburgError
-from iceburg.verification.report import show
+from iceburg.verification.report import QueryVerification, show
 
 _SHOWN: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class QueryVerification:
-    """One kind of question, asked of one store with several arguments.
-
-    Attributes
-    ----------
-    query, store
-        What was asked, in words, and of which store.
-    identical
-        Whether all answers were the same.
-    asked, different
-        How many times, and how many of the answers were not the same.
-    example
-        The first that was not: its arguments, and both answers from where they differ.
-    """
-
-    query: str
-    store: str
-    identical: bool
-    asked: int
-    different: int
-    example: dict[str, Any] | None = None
+# Classes of SQLSTATE that speak of the server and not of what it was asked.
+_CANNOT_WORK: Final = ("08", "53", "57", "58", "XX")
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with its arguments, and how each side answers it."""
+    """A question with its arguments, how each side answers it, and when two answers are the same."""
 
     query: str
     arguments: tuple[Any, ...]
     source: Callable[[], Any]
     target: Callable[[], Any]
+    same: Callable[[Any, Any], bool] | None = None
 
 
 def compare_answers(
@@ -72,18 +53,22 @@ def compare_answers(
 def _ask(question: Question) -> dict[str, Any] | None:
     """Return what to show where the two answers differ."""
     source, target = _answer(question.source), _answer(question.target)
-    if same_answers(source, target):
+    if (question.same or same_answers)(source, target):
         return None
     left, right = first_difference(source, target)
     return {"arguments": [show(_shown(one)) for one in question.arguments], "source": left, "target": right}
 
 
 def _answer(ask: Callable[[], Any]) -> Any:
+    # That a side cannot answer is an answer, too.
     try:
         return ask()
     except IceburgError as error:
-        # That a side cannot answer is an answer, too.
         return f"{type(error).__name__}: {error.what}"
+    except psycopg.Error as error:
+        if error.sqlstate is None or error.sqlstate[:2] in _CANNOT_WORK:
+            raise
+        return f"{type(error).__name__}: {error.diag.message_primary}"
 
 
 def same_answers(left: Any, right: Any) -> bool:

@@ -44,6 +44,7 @@ class RecordComparison:
         self._proofs: dict[int, Proof] = {}
         self._changed: dict[int, frozenset[int]] = {}
         self._compared: dict[int, list[tuple[int, Compared]]] = {}
+        self._unread: set[int] = set()
 
     def run(self, datasets: Sequence[Dataset], kept: dict[int, tuple[int, int]]) -> None:
         """Compare.
@@ -62,7 +63,8 @@ class RecordComparison:
         for outcome in self._scope.workers.run(run_compare, tasks):
             dataset = outcome.task.dataset
             if isinstance(outcome.error, SourceError):
-                self._scope.problems[dataset.source] = outcome.error.without(dataset.source)
+                self._scope.note_problem(dataset.source, outcome.error.without(dataset.source))
+                self._unread.add(dataset.dataset_id)
             elif outcome.error is not None:
                 raise outcome.error
             else:
@@ -144,12 +146,16 @@ class RecordComparison:
                 pass  # the task that reads it says so
         return [(after, upto, None) for after, upto in ranges]
 
+    def is_whole(self, dataset: Dataset) -> bool:
+        """Whether all records of a dataset could be read."""
+        return self._scope.can_read(dataset) and dataset.dataset_id not in self._unread
+
     def find_surplus(self, datasets: Sequence[Dataset], counts: dict[int, int]) -> None:
         """Find rows, and kept records, that no record of the source has."""
         scope, tasks = self._scope, []
         limit = scope.options.limit
         for dataset in datasets:
-            if not scope.can_read(dataset):
+            if not self.is_whole(dataset):
                 continue
             findings, kept = scope.of(dataset), self._kept[dataset.dataset_id]
             expected_rows = findings.matched_rows
@@ -184,7 +190,7 @@ class RecordComparison:
             return
         for dataset in datasets:
             number = dataset.dataset_id
-            if scope.can_read(dataset) and number in self._compared:
+            if self.is_whole(dataset) and number in self._compared:
                 save_proof(scope.connection, scope.names, dataset, self._proof(dataset), scope.run_id)
 
     def _proof(self, dataset: Dataset) -> Proof:

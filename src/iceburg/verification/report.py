@@ -9,6 +9,99 @@ FoundBy: TypeAlias = Literal["counts", "records", "structure"]
 
 
 @dataclass(frozen=True, slots=True)
+class QueryVerification:
+    """One kind of question, asked of one store with several arguments.
+
+    Attributes
+    ----------
+    query, store
+        What was asked, in words, and of which store or dataset.
+    identical
+        Whether all answers were the same.
+    asked, different
+        How many times, and how many of the answers were not the same.
+    example
+        The first that was not: its arguments, and both answers from where they differ.
+    """
+
+    query: str
+    store: str
+    identical: bool
+    asked: int
+    different: int
+    example: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecallVerification:
+    """How much a collection's vector index finds of what exact search does.
+
+    Attributes
+    ----------
+    collection
+        The dataset.
+    kind, options, search
+        The index, what it was made with, and what a session sets to search it.
+    recall
+        Share of the 8 nearest records that were found now; None where search is exact.
+    recorded
+        The share that was measured when the index was made.
+    queries
+        How many were asked.
+    chosen
+        Whether PostgreSQL takes the index by itself; it reads a small collection whole.
+    """
+
+    collection: str
+    kind: str
+    options: dict[str, int]
+    search: dict[str, int]
+    recall: float | None
+    recorded: float | None
+    queries: int
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StructureVerification:
+    """What was looked at of the structure.
+
+    Attributes
+    ----------
+    tables
+        Tables compared with what they should be.
+    indexes
+        Indexes that amcheck looked through, with every row of their tables.
+    why_not
+        Why amcheck looked through none; empty where it did.
+    """
+
+    tables: int
+    indexes: int
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Something that was mended.
+
+    Attributes
+    ----------
+    dataset, key
+        Where; no key where it is no record.
+    action
+        ``added``, ``replaced``, ``removed``, or what was done in words.
+    problem
+        Why it could not be done; None where it was.
+    """
+
+    dataset: str
+    key: str
+    action: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RecordDifference:
     """One field of one record in which source and target disagree.
 
@@ -76,9 +169,19 @@ class VerificationReport:
     problems
         Stores that could not be verified, and why.
     queries
-        Answers compared; none in this version.
+        Questions asked of both sides.
+    not_asked
+        Datasets of which nothing, or not everything, was asked, and why.
+    recall
+        What the vector indexes find.
+    structure
+        What was looked at of the structure; what was found is among the differences.
+    repairs
+        What was mended; the rest of the report is of the time after it.
     sampled
         Whether only a sample was compared.
+    seed
+        Of the arguments that questions are asked with.
     """
 
     run_id: int
@@ -87,8 +190,13 @@ class VerificationReport:
     datasets: tuple[DatasetVerification, ...]
     differences: tuple[RecordDifference, ...]
     problems: tuple[dict[str, str], ...] = ()
-    queries: tuple[dict[str, Any], ...] = ()
+    queries: tuple[QueryVerification, ...] = ()
+    not_asked: tuple[dict[str, str], ...] = ()
+    recall: tuple[RecallVerification, ...] = ()
+    structure: StructureVerification = StructureVerification(0, 0, "")
+    repairs: tuple[Repair, ...] = ()
     sampled: bool = False
+    seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that ``--json`` prints."""

@@ -61,7 +61,11 @@ class Scope:
     workers, listener, options
         As given to the verifier.
     problems
-        Stores that could not be verified, and why.
+        Stores that cannot be verified, and why.
+    notes
+        What is wrong with stores that are verified all the same.
+    followed
+        Numbers of the sources whose changes are applied, by name.
     findings
         What was found, by dataset.
     """
@@ -76,11 +80,24 @@ class Scope:
     listener: Listener
     options: Options
     problems: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    followed: dict[str, int] = field(default_factory=dict)
     findings: dict[int, Findings] = field(default_factory=dict)
 
     def of(self, dataset: Dataset) -> Findings:
         """Return what was found of a dataset."""
         return self.findings.setdefault(dataset.dataset_id, Findings())
+
+    def note_problem(self, store: str, problem: str) -> None:
+        """Note a problem of a store that keeps none of its other datasets from being compared."""
+        known = self.notes.setdefault(store, [])
+        if problem not in known:
+            known.append(problem)
+
+    def all_problems(self) -> dict[str, str]:
+        """Return what is wrong with stores."""
+        found = {name: "; ".join(notes) for name, notes in self.notes.items()}
+        return found | self.problems
 
     def can_read(self, dataset: Dataset) -> bool:
         """Whether nothing is known against a dataset's store."""

@@ -20,12 +20,12 @@ SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'amcheck')
        AND (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
 """
 _INDEXES: Final[LiteralString] = """
-SELECT c.relname, x.relname, i.indexrelid, a.amname FROM pg_index i
+SELECT t.schema, c.relname, x.relname, i.indexrelid, a.amname FROM pg_index i
 JOIN pg_class c ON c.oid = i.indrelid JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am a ON a.oid = x.relam
 JOIN unnest(%s::text[], %s::text[]) AS t (schema, name)
      ON c.relnamespace = to_regnamespace(quote_ident(t.schema)) AND c.relname = t.name
 WHERE i.indisvalid AND i.indisready AND a.amname IN ('btree', 'gin') AND x.relkind = 'i'
-ORDER BY 1, 2
+ORDER BY 1, 2, 3
 """
 _HAS_FUNCTION: Final[LiteralString] = """
 SELECT EXISTS (SELECT FROM pg_proc WHERE proname = %s AND pronamespace = to_regnamespace(quote_ident(%s)))
@@ -57,11 +57,14 @@ class Soundness:
         Those that are not sound.
     why_not
         Why none was looked through; empty where they were.
+    unsound
+        Schema and name of the indexes that are not sound, and their place in the report.
     """
 
     checked: int = 0
     differences: tuple[RecordDifference, ...] = ()
     why_not: str = ""
+    unsound: tuple[tuple[str, str, str], ...] = ()
 
 
 def run_soundness(context: Context, task: SoundnessTask) -> Soundness:
@@ -72,8 +75,8 @@ def run_soundness(context: Context, task: SoundnessTask) -> Soundness:
         schema = _amcheck(connection)
         if schema is None:
             return Soundness(why_not="needs the extension amcheck, or a superuser who can make it")
-        checked, differences = 0, []
-        for place, name, number, method in _indexes(connection, schema, task.tables):
+        checked, differences, unsound = 0, [], []
+        for owner, place, name, number, method in _indexes(connection, schema, task.tables):
             context.stop_if_asked()
             try:
                 with connection.transaction():
@@ -85,8 +88,9 @@ def run_soundness(context: Context, task: SoundnessTask) -> Soundness:
                     raise
                 text = str(error.diag.message_primary)
                 differences.append(RecordDifference(place, "", f"(index {name})", "sound", text, found_by="structure"))
+                unsound.append((owner, name, place))
             checked += 1
-        return Soundness(checked, tuple(differences))
+        return Soundness(checked, tuple(differences), unsound=tuple(unsound))
 
 
 def _amcheck(connection: psycopg.Connection) -> str | None:
@@ -102,17 +106,17 @@ def _amcheck(connection: psycopg.Connection) -> str | None:
 
 def _indexes(
     connection: psycopg.Connection, schema: str, tables: Sequence[tuple[str, str, str]]
-) -> Iterator[tuple[str, str, int, str]]:
-    names = {table: place for _, table, place in tables}
+) -> Iterator[tuple[str, str, str, int, str]]:
+    names = {(owner, table): place for owner, table, place in tables}
     methods = {
         method
         for method, function in _FUNCTIONS.items()
         if (row := connection.execute(_HAS_FUNCTION, (function, schema)).fetchone()) is not None and row[0]
     }
     rows = connection.execute(_INDEXES, ([t[0] for t in tables], [t[1] for t in tables])).fetchall()
-    for table, name, number, method in rows:
+    for owner, table, name, number, method in rows:
         if method in methods:
-            yield names[table], name, number, method
+            yield owner, names[owner, table], name, number, method
 
 
 def _says_damaged(error: psycopg.Error) -> bool:

@@ -1,9 +1,11 @@
-"""The verification: counts, and every record."""
+"""The verification: counts, every record, answers and structure; and mending what it finds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, LiteralString
 
 from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.connection import Target, connect
@@ -16,9 +18,31 @@ from iceburg.migration.worker import StoppedError, Workers
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores
 from iceburg.verification.comparing import RecordComparison, count_rows
-from iceburg.verification.report import DatasetVerification, Findings, VerificationReport
+from iceburg.verification.inspecting import (
+    Structure,
+    ask_questions,
+    check_collections,
+    check_definitions,
+    check_soundness,
+    check_structure,
+    measure_recall,
+)
+from iceburg.verification.mending import mend, refuse_followed
+from iceburg.verification.report import DatasetVerification, Findings, StructureVerification, VerificationReport
 from iceburg.verification.scope import Options, Scope
+from iceburg.verification.soundness import Soundness
 from iceburg.verification.unowned import unowned_rows
+
+_FOLLOWED: Final[LiteralString] = "SELECT source_id, name FROM {state}.sources JOIN {state}.positions USING (source_id)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Damage:
+    """What can be mended: the structure, the datasets with differences, and the indexes that are not sound."""
+
+    structure: Structure
+    datasets: tuple[Dataset, ...]
+    unsound: tuple[tuple[str, str, str], ...]
 
 
 class Verifier:
@@ -82,6 +106,9 @@ class Verifier:
         with connect(self._target.dsn, autocommit=True) as connection:
             check_schema(connection, self._names)
             ledger = Ledger(connection, self._names)
+            followed = {name: number for number, name in connection.execute(self._names.format(_FOLLOWED))}
+            if self._options.repair:
+                refuse_followed(followed, self._stores)
             run_id = ledger.start_run("verify")
             try:
                 with self._workers() as workers:
@@ -95,8 +122,14 @@ class Verifier:
                         workers,
                         self._listener,
                         self._options,
+                        followed=followed,
                     )
-                    report = self._verify(scope, started)
+                    report, damage = self._verify(scope, started)
+                    if self._options.repair and report.status == "different":
+                        repairs = mend(scope, damage.structure, damage.datasets, damage.unsound)
+                        again = replace(scope, problems={}, notes={}, findings={})
+                        self._listener.phase("verifying again")
+                        report = replace(self._verify(again, started)[0], repairs=tuple(repairs))
             except BaseException as error:
                 if not connection.closed:
                     ended = "interrupted" if isinstance(error, StoppedError) else "failed"
@@ -127,7 +160,7 @@ class Verifier:
             on_advance=self._listener.advance,
         )
 
-    def _verify(self, scope: Scope, started: float) -> VerificationReport:
+    def _verify(self, scope: Scope, started: float) -> tuple[VerificationReport, _Damage]:
         self._look_at_stores(scope)
         datasets = [d for d in scope.catalogue.datasets() if scope.can_read(d)]
         for dataset in datasets:
@@ -135,24 +168,43 @@ class Verifier:
         kept = scope.ledger.kept_counts()
         with OpenStores() as stores:
             self._find_unmigrated(scope, stores, datasets)
+            structure = check_structure(scope, stores, datasets)
+            definitions, unusable = check_definitions(scope, stores, datasets)
+            definitions += check_collections(scope, structure)
+            usable = [d for d in datasets if d.dataset_id not in structure.unusable | unusable]
             comparison = RecordComparison(scope, stores)
-            comparison.run(datasets, kept)
-            counts = count_rows(scope, datasets)
+            comparison.run(usable, kept)
+            counts = dict.fromkeys((d.dataset_id for d in datasets), 0) | count_rows(scope, usable)
             if scope.options.sample is None:
-                comparison.find_surplus(datasets, counts)
-            comparison.save_proofs(datasets)
-        differences = [d for dataset in datasets for d in scope.of(dataset).differences]
-        differences += unowned_rows(scope.connection, scope.names)
-        identical = not (differences or scope.problems)
-        return VerificationReport(
+                comparison.find_surplus(usable, counts)
+            comparison.save_proofs(usable)
+        whole = [dataset for dataset in usable if comparison.is_whole(dataset)]
+        soundness, recall = Soundness(why_not="is not asked with a sample"), []
+        if scope.options.sample is None:
+            soundness = check_soundness(scope, structure)
+            recall = measure_recall(scope, whole, counts, structure)
+        answered = ask_questions(scope, whole, kept, self._target.dsn)
+        records = [d for dataset in datasets for d in scope.of(dataset).differences]
+        differences = [*(finding.difference for finding in structure.findings), *soundness.differences, *definitions]
+        differences += [*records, *unowned_rows(scope.connection, scope.names, structure.missing_tables())]
+        problems = scope.all_problems()
+        is_same = all(query.identical for query in answered.queries)
+        report = VerificationReport(
             run_id=scope.run_id,
-            status="identical" if identical else "different",
+            status="identical" if is_same and not (differences or problems) else "different",
             seconds=round(time.monotonic() - started, 3),
             datasets=tuple(_result(dataset, scope.of(dataset), counts, kept) for dataset in datasets),
             differences=tuple(differences),
-            problems=tuple({"source": name, "problem": text} for name, text in scope.problems.items()),
+            problems=tuple({"source": name, "problem": text} for name, text in problems.items()),
+            queries=tuple(answered.queries),
+            not_asked=tuple(answered.not_asked),
+            recall=tuple(recall),
+            structure=StructureVerification(len(structure.expectations), soundness.checked, soundness.why_not),
             sampled=scope.options.sample is not None,
+            seed=scope.options.seed,
         )
+        wrong = tuple(dataset for dataset in whole if scope.of(dataset).difference_count)
+        return report, _Damage(structure, wrong, soundness.unsound)
 
     def _look_at_stores(self, scope: Scope) -> None:
         """Note the stores that cannot be verified."""
@@ -182,7 +234,7 @@ class Verifier:
                 continue
             missing = [dataset for dataset in found if dataset not in migrated]
             if missing:
-                scope.problems[name] = f"{', '.join(missing)}: not in PostgreSQL, run `iceburg-db migrate`"
+                scope.note_problem(name, f"{', '.join(missing)}: not in PostgreSQL, run `iceburg-db migrate`")
         for dataset in datasets:
             if dataset.source_rows is not None:
                 scope.listener.expect(dataset.name, dataset.source_rows, 0)
