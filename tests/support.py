@@ -155,6 +155,7 @@ def assert_identical(report: VerificationReport) -> None:
     """See that a verification found nothing, and compared everything."""
     assert report.differences == ()
     assert report.problems == ()
+    assert [str(query) for query in report.queries if not query.identical] == []
     assert report.status == "identical"
     for dataset in report.datasets:
         assert dataset.compared_rows == dataset.source_rows == dataset.target_rows + dataset.quarantined_rows, dataset

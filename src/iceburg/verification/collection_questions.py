@@ -40,7 +40,7 @@ LIMIT %(limit)s
 _NEAREST: Final[LiteralString] = """
 SELECT record_id, (embedding {operator} %(query)s::vector)::float8 FROM {data}.embeddings
 WHERE collection_id = {number} AND embedding IS NOT NULL AND (%(where)s::jsonb IS NULL OR metadata @> %(where)s::jsonb)
-      AND record_id <> ALL(%(kept)s)
+      AND id <> ALL(%(kept)s::text[]::uuid[])
 ORDER BY (embedding {operator} %(query)s::vector)::float8, record_id LIMIT {limit}
 """
 
@@ -82,7 +82,7 @@ class CollectionQuestions:
         parameters = {"id": dataset.dataset_id, "limit": _MOST_KEPT + 1}
         kept = connection.execute(names.format(_KEPT), parameters).fetchall()
         self._kept = frozenset(text for (text,) in kept)
-        self._kept_ids: list[str] = []
+        self._kept_rows: set[str] = set()
         self._found: list[Near] | None = None
         self._queries: list[tuple[str, Sequence[float], tuple[str, str] | None]] = []
 
@@ -137,7 +137,9 @@ class CollectionQuestions:
         if record.vector is None or len(record.vector) != 4 * self._dimension:
             return False
         if self._kept and key_text(self._mapping.key(record)) in self._kept:
-            self._kept_ids.append(record.id)
+            key = self._mapping.row_key(record)
+            if key is not None:
+                self._kept_rows.add(bytes(key[0]).hex())  # type: ignore[arg-type]
             return False
         vector = self._vector(record)
         return bool(np.isfinite(vector).all()) and (self._distance != "cosine" or bool(vector.any()))
@@ -179,7 +181,7 @@ class CollectionQuestions:
             parameters = {
                 "query": str(list(query)),
                 "where": None if where is None else Jsonb(dict([where])),
-                "kept": self._kept_ids,
+                "kept": sorted(self._kept_rows),
             }
             rows = self._connection.execute(statement, parameters).fetchall()
             # NaN, the distance from a vector without a direction, comes last.

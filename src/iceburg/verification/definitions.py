@@ -64,31 +64,30 @@ def _listing(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def compare_definitions(
-    stores: OpenStores, store: Store, source: Source, datasets: Sequence[Dataset]
-) -> Iterator[tuple[Dataset | None, RecordDifference]]:
-    """Yield where the definitions of a store's datasets, or its own description, do not say what the store is.
+def compare_description(stores: OpenStores, store: Store, source: Source) -> Iterator[RecordDifference]:
+    """Yield where the description of a store does not say what the store is.
 
-    A dataset that is not what its definition says cannot be compared with it. What is said of the store as a whole
-    changes with every row, and is compared only where the store is as it was when it was migrated.
+    It changes with every row, and is compared only where the store is as it was when it was migrated.
 
     Raises
     ------
     SourceError
         The store cannot be read.
     """
-    for dataset in datasets:
-        yield from ((dataset, found) for found in _compare_definition(stores, store, dataset))
     if store.kind == "sqlite" and source.fingerprint is not None and fingerprint(store) == source.fingerprint:
         wanted, found = _plain(asdict(stores.sqlite(store)[1])), source.description
         if wanted != found:
-            yield (
-                None,
-                RecordDifference(source.name, "", "(description)", *_first_difference(wanted, found)),
-            )
+            yield RecordDifference(source.name, "", "(description)", *_first_difference(wanted, found))
 
 
-def _compare_definition(stores: OpenStores, store: Store, dataset: Dataset) -> Iterator[RecordDifference]:
+def compare_definition(stores: OpenStores, store: Store, dataset: Dataset) -> Iterator[RecordDifference]:
+    """Yield where the definition of a dataset does not say what it is; it cannot be compared by such a definition.
+
+    Raises
+    ------
+    SourceError
+        The store cannot be read, or has no such dataset.
+    """
     definition = dataset.definition
     wanted: dict[str, Any] = {}
     if store.kind == "sqlite":
@@ -104,9 +103,10 @@ def _compare_definition(stores: OpenStores, store: Store, dataset: Dataset) -> I
             raise SourceError("the collection is gone", where=f"{store.name}, collection {identity}")
         wanted = {"collection": asdict(there)}
     for name, value in wanted.items():
-        if _plain(value) != _plain(definition.get(name)):
+        # A table's columns are in its description, where the mapping does without the list of them.
+        if name in definition and _plain(value) != _plain(definition[name]):
             yield RecordDifference(
-                dataset.name, "", DEFINITION, *_first_difference(_plain(value), _plain(definition.get(name)))
+                dataset.name, "", DEFINITION, *_first_difference(_plain(value), _plain(definition[name]))
             )
 
 

@@ -12,7 +12,7 @@ from iceburg.errors import SourceError
 from iceburg.migration.worker import Context
 from iceburg.sources.access import OpenStores
 from iceburg.verification.answering import Answered, AnswerTask, run_answers
-from iceburg.verification.definitions import compare_collections, compare_definitions
+from iceburg.verification.definitions import compare_collections, compare_definition, compare_description
 from iceburg.verification.expected import Expectation, expect
 from iceburg.verification.report import RecallVerification, RecordDifference
 from iceburg.verification.scope import Scope
@@ -90,25 +90,25 @@ def check_definitions(
     scope: Scope, stores: OpenStores, datasets: Sequence[Dataset]
 ) -> tuple[list[RecordDifference], set[int]]:
     """Compare what the target knows of its sources; return that, and the datasets that cannot be compared."""
-    differences, unusable = [], set()
+    differences: list[RecordDifference] = []
+    unusable: set[int] = set()
     sources = {source.name: source for source in scope.catalogue.sources()}
     for name in sorted({dataset.source for dataset in datasets}):
-        own = [dataset for dataset in datasets if dataset.source == name]
-        for dataset in [*own, None]:
-            one = [] if dataset is None else [dataset]
-            if dataset is not None and dataset.definition["mapping"] == "telemetry":
-                continue
-            try:
-                for about, difference in compare_definitions(stores, scope.stores[name], sources[name], one):
-                    # The whole store is compared once, when its datasets are done.
-                    if (about is None) == (dataset is None):
-                        differences.append(difference)
-                        if about is not None:
-                            unusable.add(about.dataset_id)
-            except SourceError as error:
-                scope.note_problem(name, error.without(name))
-                if dataset is not None:
-                    unusable.add(dataset.dataset_id)
+        store = scope.stores[name]
+        try:
+            differences += compare_description(stores, store, sources[name])
+        except SourceError as error:
+            scope.note_problem(name, error.without(name))
+    for dataset in datasets:
+        try:
+            found = list(compare_definition(stores, scope.stores[dataset.source], dataset))
+        except SourceError as error:
+            scope.note_problem(dataset.source, error.without(dataset.source))
+            unusable.add(dataset.dataset_id)
+            continue
+        differences += found
+        if found:
+            unusable.add(dataset.dataset_id)
     return differences, unusable
 
 

@@ -24,7 +24,7 @@ SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(%s
 ORDER BY 1
 """
 _SEQUENCE: Final[LiteralString] = """
-SELECT pg_get_serial_sequence(%s, %s)::regclass, (SELECT max({column}) FROM {table})
+SELECT pg_get_serial_sequence($1, $2)::regclass, (SELECT max({column}) FROM {table})
 """
 _NEXT: Final[LiteralString] = "SELECT last_value + CASE WHEN is_called THEN 1 ELSE 0 END FROM {sequence}"
 _LAST: Final = 2**63 - 1
@@ -156,10 +156,15 @@ class StructureCheck:
             column = shape.columns.get(plan["target"])
             if not is_identity(dataset.definition, plan) or column is None or not column.identity:
                 continue
-            row = self._connection.execute(
-                sql.SQL(_SEQUENCE).format(column=sql.Identifier(plan["target"]), table=target.identifier),
-                (target.identifier.as_string(self._connection), plan["target"]),
-            ).fetchone()
+            # Beside %s, a name such as 100% would be taken for a placeholder.
+            row = (
+                psycopg.RawCursor(self._connection)
+                .execute(
+                    sql.SQL(_SEQUENCE).format(column=sql.Identifier(plan["target"]), table=target.identifier),
+                    (target.identifier.as_string(self._connection), plan["target"]),
+                )
+                .fetchone()
+            )
             assert row is not None  # noqa: S101 - a SELECT without FROM has a row
             sequence, highest = row
             highest = max(highest or 0, self._counters.get(dataset.dataset_id, 0))

@@ -87,6 +87,8 @@ class TableQuestions:
             _Column(plan["source"], plan["target"], CODECS[plan["codec"]]) for plan in dataset.definition["plans"]
         ]
         found = connection.execute(names.format(_QUARANTINE), (dataset.dataset_id, _MOST_QUARANTINED + 1)).fetchall()
+        fields = connection.execute(names.format(_FIELDS), (dataset.dataset_id,)).fetchall()
+        self._inexact = frozenset(field for (field,) in fields)
         self._quarantined = frozenset(text for (text,) in found)
 
     @property
@@ -103,18 +105,26 @@ class TableQuestions:
         drawn = self._draw()
         for record in drawn:
             yield self._page("a row by its key", self._key_condition(record), (), limit=1)
-        yield self._page("the first rows by key", None, ())
-        for record in drawn[:2]:
-            yield self._page("a page of rows by key", self._key_condition(record, beyond=True), ())
-        for column in self._comparable():
-            yield self._least_and_greatest(column)
-            yield self._page(f"the first rows by {column.source}", None, (column,))
-            yield self._page(f"the last rows by {column.source}", None, (column,), descending=True)
+        comparable = self._comparable()
+        ordered = {column.source for column in comparable}
+        if not ordered.issuperset(self._key):
+            # In a key of other letters, or of values that PostgreSQL cannot hold, rows have another order.
+            comparable = []
+        else:
+            yield self._page("the first rows by key", None, ())
+            for record in drawn[:2]:
+                yield self._page("a page of rows by key", self._key_condition(record, beyond=True), ())
+        for column in self._first(comparable):
+            if column.codec.type != "boolean":
+                yield self._least_and_greatest(column)
+            yield self._page("the first rows by a column", None, (column,))
+            yield self._page("the last rows by a column", None, (column,), descending=True)
             values = {record[self._position(column)] for record in drawn}
-            for value in sorted(values - {None}, key=repr)[:2]:
+            alike = [value for value in values - {None} if column.codec.encode(value)[1] is None]
+            for value in sorted(alike, key=repr)[:2]:
                 condition = _Condition([(column, "=", value)])
-                yield self._page(f"the rows of a {column.source}", condition, (), arguments=(value,))
-        for column in self._groupable():
+                yield self._page("the rows with a value", condition, (), arguments=(column.source, value))
+        for column in self._groupable(comparable):
             yield self._counts(column)
 
     def _position(self, column: _Column) -> int:
@@ -136,22 +146,25 @@ class TableQuestions:
 
     def _comparable(self) -> list[_Column]:
         """Return columns that both sides order alike: at first those with an index."""
-        inexact = {field for (field,) in self._connection.execute(self._names.format(_FIELDS), (self._number,))}
         description = self._dataset.definition["description"]
         collations = {column["name"]: column["collation"].upper() for column in description["columns"]}
         indexed = {index["columns"][0]["name"] for index in description["indexes"] if index["columns"]}
         found = [
             column
             for column in self._columns
-            if column.source not in inexact
+            if column.source not in self._inexact
             and collations.get(column.source, "BINARY") == "BINARY"
             and _keeps_order(column.codec)
         ]
         self._random.shuffle(found)
-        return sorted(found, key=lambda column: column.source not in indexed)[:_COLUMNS]
+        return sorted(found, key=lambda column: column.source not in indexed)
 
-    def _groupable(self) -> list[_Column]:
-        return [column for column in self._comparable() if column.codec.name in ("text", "integer", "boolean")][:1]
+    @staticmethod
+    def _first(columns: list[_Column]) -> list[_Column]:
+        return columns[:_COLUMNS]
+
+    def _groupable(self, columns: list[_Column]) -> list[_Column]:
+        return [column for column in self._first(columns) if column.codec.name in ("text", "integer", "boolean")][:1]
 
     @property
     def _number(self) -> int:
@@ -184,7 +197,8 @@ class TableQuestions:
     ) -> Question:
         by = [*order, *self._key_columns()]
         if arguments is None:
-            arguments = () if condition is None else tuple(value for _, _, value in condition.parts)
+            columns = tuple(column.source for column in order)
+            arguments = columns if condition is None else tuple(value for _, _, value in condition.parts)
         return Question(
             query,
             arguments,
@@ -219,7 +233,7 @@ class TableQuestions:
         rows = self._target.select(self._connection, where, order, limit, values)
         restored = [self._mapping.restore(row, {}) for row in rows]
         texts = [key_text(self._mapping.key(record)) for record in restored]
-        originals = originals_of(self._connection, self._names, self._number, texts)
+        originals = originals_of(self._connection, self._names, self._number, texts) if self._inexact else {}
         return [
             self._shown(self._mapping.restore(row, originals.get(text, {})))
             for row, text in zip(rows, texts, strict=True)
@@ -246,7 +260,7 @@ class TableQuestions:
             row = self._target.ends(self._connection, self._target_position(column))
             return [column.codec.decode(value) for value in row]
 
-        return Question(f"the least and the greatest {column.source}", (), source, target)
+        return Question("the least and the greatest value of a column", (column.source,), source, target)
 
     def _key_selection(self) -> list[str]:
         return [self._source_name(column) for column in self._key_columns()]
@@ -274,7 +288,7 @@ class TableQuestions:
             rows = self._target.counts(self._connection, self._target_position(column))
             return _most(Counter({column.codec.decode(value): count for value, count in rows}))
 
-        return Question(f"count rows by {column.source}", (), source, target)
+        return Question("count rows by a column", (column.source,), source, target)
 
 
 @dataclass(frozen=True, slots=True)
