@@ -255,11 +255,32 @@ def show_verification(report: VerificationReport) -> None:
             f"{dataset.differences:,}",
         )
     _show(console, table)
+    for recall in report.recall:
+        if recall.recall is not None:
+            settings = ", ".join(f"{name} = {value}" for name, value in (recall.options | recall.search).items())
+            console.print(f"Recall: {recall.collection}: {recall.recall:.2%} by {recall.kind} ({settings})")
+    for repair in report.repairs:
+        key = f", key {repair.key}" if repair.key else ""
+        problem = "" if repair.problem is None else f": {repair.problem}"
+        console.print(f"Repair: {repair.dataset}{key}: {repair.action}{problem}")
     _show_differences(console, "Different", report.differences)
-    for problem in report.problems:
-        console.print(f"Problem: {problem['source']}: {problem['problem']}")
+    for query in report.queries:
+        if not query.identical:
+            example = query.example or {}
+            console.print(
+                f"Other answer: {query.store}, {query.query}, {query.different} of {query.asked} times:"
+                f" {_quoted(example.get('arguments'))}: source {_quoted(example.get('source'))},"
+                f" target {_quoted(example.get('target'))}"
+            )
+    for silent in report.not_asked:
+        console.print(f"Not asked: {silent['dataset']}: {silent['why']}")
+    for trouble in report.problems:
+        console.print(f"Problem: {trouble['source']}: {trouble['problem']}")
     compared = sum(dataset.compared_rows for dataset in report.datasets)
     what = "a sample of " if report.sampled else ""
+    asked = sum(query.asked for query in report.queries)
+    amcheck = report.structure.why_not or f"{report.structure.indexes:,} indexes looked through"
+    console.print(f"Answers: {asked:,} compared. Structure: {report.structure.tables:,} tables, {amcheck}.")
     console.print(f"{report.status.capitalize()}: {what}{compared:,} records compared in {report.seconds:.1f} s.")
 
 

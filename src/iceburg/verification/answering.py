@@ -10,7 +10,7 @@ from typing import Final
 
 from iceburg.database.catalogue import Dataset
 from iceburg.database.postgres_session import PostgresSession
-from iceburg.errors import SourceError
+from iceburg.errors import IceburgError, SourceError
 from iceburg.migration.worker import Context
 from iceburg.records import Store
 from iceburg.sources.sqlite_rows import TableReader
@@ -105,7 +105,11 @@ class _StoreAnswers:
         self._found.not_asked.append({"dataset": dataset.name, "why": why})
 
     def _compare(self, place: str, questions: Iterator[Question]) -> None:
-        self._found.queries += compare_answers(place, questions, self._context.stop_if_asked)
+        try:
+            self._found.queries += compare_answers(place, questions, self._context.stop_if_asked)
+        except IceburgError as error:
+            # The records are compared by other readers: this says only that the application could not ask.
+            self._found.not_asked.append({"dataset": place, "why": error.without(place)})
 
     def _ask_collection(self, dataset: Dataset) -> None:
         from iceburg.verification.collection_questions import CollectionQuestions  # numpy, for those that need it

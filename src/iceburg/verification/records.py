@@ -167,6 +167,9 @@ class Comparison:
     ) -> None:
         """Compare one record and note every difference."""
         before = self.findings.difference_count
+        if self._digests is not None and (originals or quarantined is not None):
+            # What is kept beside rows is in no digest of theirs: such a record is compared every time.
+            self._digests.spoil(key)
         if quarantined is not None:
             self._compare_quarantined(record, row, quarantined[0])
         elif row is None:
