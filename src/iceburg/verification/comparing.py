@@ -168,7 +168,8 @@ class RecordComparison:
                 ("quarantined records", findings.quarantined, kept[1]),
             ):
                 if expected != found:
-                    findings.note(RecordDifference(dataset.name, "", f"({what})", expected, found), limit)
+                    what_differs = RecordDifference(dataset.name, "", f"({what})", expected, found, found_by="counts")
+                    findings.note(what_differs, limit)
         for outcome in scope.workers.run(run_surplus, tasks):
             if outcome.error is not None:
                 raise outcome.error
@@ -230,7 +231,7 @@ def count_rows(scope: Scope, datasets: Sequence[Dataset]) -> dict[int, int]:
 
 def _other_count(dataset: Dataset, expected: int, found: int) -> RecordDifference:
     """Say that rows came or went between their comparison and the count."""
-    return RecordDifference(dataset.name, "", "(count)", expected, found)
+    return RecordDifference(dataset.name, "", "(count)", expected, found, found_by="counts")
 
 
 def _is_frayed(proof: Proof) -> bool:
