@@ -136,9 +136,9 @@ DAMAGES: Final = (
     ),
     Damage(
         "a relationship turned round",
-        "UPDATE matrix_relationships SET entity_data = jsonb_set(jsonb_set(entity_data,"
-        " '{source_id}', entity_data->'target_id'), '{target_id}', entity_data->'source_id')"
-        " WHERE entity_data->>'relationship_id' = 'r5'",
+        "UPDATE matrix_relationships SET relationship_data = jsonb_set(jsonb_set(relationship_data,"
+        " '{source_id}', relationship_data->'target_id'), '{target_id}', relationship_data->'source_id')"
+        " WHERE relationship_data->>'relationship_id' = 'r5'",
     ),
     Damage("all rows of a table deleted", "TRUNCATE matrix_relationships"),
     Damage(
@@ -480,7 +480,10 @@ def main() -> int:
     results, wrong = [], 0
     with tempfile.TemporaryDirectory() as directory:
         laboratory = Laboratory(server.ensure_running(), Path(directory))
+        only = [word for word in sys.argv[1:] if not word.startswith("-")]
         for damage in DAMAGES:
+            if only and not any(word in damage.what for word in only):
+                continue
             try:
                 result = laboratory.examine(damage)
             except (psycopg.Error, IceburgError) as error:
