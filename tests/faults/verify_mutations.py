@@ -361,8 +361,8 @@ def write(directory: Path) -> None:
     (directory / "events.jsonl").write_bytes(
         lines(
             *(
-                f'{{"event_type": "e", "timestamp": {1_750_000_000 + n}.5, "event_data": {{"v": 1.0, "nothing": null}}}}'
-                for n in range(20)
+                f'{{"event_type": "e", "timestamp": {number}.5, "event_data": {{"v": 1.0, "nothing": null}}}}'
+                for number in range(1_750_000_000, 1_750_000_020)
             ),
             "no json",
         )
@@ -466,8 +466,8 @@ def table(results: list[Result]) -> str:
     found += [
         "",
         f"{len(results)} kinds of damage; {len(data)} change data, of which the comparison of records found"
-        f" {sum('records' in r.found for r in data)}; {sum(bool(r.mended) for r in kinds)} of {len(kinds)} that are found"
-        " are mended by `--repair`.",
+        f" {sum('records' in r.found for r in data)}; {sum(bool(r.mended) for r in kinds)} of the {len(kinds)} that are"
+        " found are mended by `--repair`.",
     ]
     return "\n".join(found) + "\n"
 
