@@ -25,7 +25,7 @@ from iceburg.sources.fingerprint import fingerprint
 
 _CHANGES: Final = 5
 # What a store may be like if everything of it is in PostgreSQL, or on its way.
-_WELL: Final = ("unchanged", "in step", "behind", "closed")
+WELL: Final = ("unchanged", "in step", "behind", "closed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,9 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
         check_schema(connection, names)
         catalogue, ledger = Catalogue(connection, names), Ledger(connection, names)
         by_name = {store.name: store for store in stores}
-        sources = tuple(_source(connection, names, source, by_name.get(source.name)) for source in catalogue.sources())
+        sources = tuple(
+            source_status(connection, names, source, by_name.get(source.name)) for source in catalogue.sources()
+        )
         kept = ledger.kept_counts()
         progress = ledger.progress()
         datasets = tuple(
@@ -114,7 +116,7 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
         row = connection.execute(names.format(SELECT_INSTALLATION)).fetchone()
         phase = read_phase(connection, names)
         heartbeat = read_heartbeat(connection, names)
-        complete = all(source.complete and source.state in _WELL for source in sources)
+        complete = all(source.complete and source.state in WELL for source in sources)
         return Status(
             target.description,
             None if row is None else row[0],
@@ -130,7 +132,10 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
         )
 
 
-def _source(connection: psycopg.Connection, names: SchemaNames, source: Source, store: Store | None) -> SourceStatus:
+def source_status(
+    connection: psycopg.Connection, names: SchemaNames, source: Source, store: Store | None
+) -> SourceStatus:
+    """Say how one store stands, which may be gone."""
     position = find_position(connection, names, source.name)
     pending = None
     if position is None:
