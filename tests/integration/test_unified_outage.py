@@ -20,7 +20,8 @@ from iceburg.config import Settings
 from iceburg.database import Entity, UnifiedDatabase
 from iceburg.database.embedded import EmbeddedServer
 from iceburg.database.flag import write_flag
-from iceburg.database.shadow import ShadowReads, same
+from iceburg.database.pairs import same
+from iceburg.database.shadow import ShadowReads
 from iceburg.errors import SourceError, UsageError
 from tests.conftest import FAST, make_server_home, remove_server_home
 from tests.contract.values import at_once
@@ -37,7 +38,7 @@ def answered_by(db: UnifiedDatabase, side: str, within: float) -> bool:
     asked: list[str] = []
     timed = db._timed
 
-    def noted(operation: str, on: str, call: Any, adapter: Any) -> Any:
+    def noted(operation: str, on: Any, call: Any, adapter: Any) -> Any:
         result = timed(operation, on, call, adapter)
         asked.append(on)
         return result
