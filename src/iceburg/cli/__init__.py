@@ -1,9 +1,21 @@
 """The command ``iceburg-db``: one function a command, no logic of its own."""
 
-from iceburg.cli import adoption, finalize, follow, log, migration, server, verification
+from iceburg.cli import adoption, cutover, finalize, follow, log, migration, monitor, server, verification
 from iceburg.cli.application import app
 
-__all__ = ["adoption", "app", "finalize", "follow", "log", "main", "migration", "server", "verification"]
+__all__ = [
+    "adoption",
+    "app",
+    "cutover",
+    "finalize",
+    "follow",
+    "log",
+    "main",
+    "migration",
+    "monitor",
+    "server",
+    "verification",
+]
 
 
 def main() -> None:

@@ -183,6 +183,12 @@ def _is_well(status: Any) -> bool:
     return status.problem is not None or (status.complete and status.state in WELL)
 
 
+def verification_age(connection: psycopg.Connection, names: SchemaNames) -> float | None:
+    """Return how many seconds ago the last verification ended; None if there was none."""
+    row = connection.execute(names.format(_VERIFICATION)).fetchone()
+    return None if row is None else float(row[3])
+
+
 def _verified(connection: psycopg.Connection, names: SchemaNames, limits: Limits) -> Condition:
     row = connection.execute(names.format(_VERIFICATION)).fetchone()
     title, limit = "the verification is identical", f"identical, not older than {limits.verified_hours:g} h"
