@@ -26,7 +26,8 @@ def render_cutover(console: Console, report: CutoverReport, new_table: Callable[
     for problem in report.problems:
         console.print(f"Problem: {problem}")
     broken = sum(not condition.held for condition in report.conditions)
-    flag = f"The flag ({report.flag_file}) is {'on' if report.flag else 'off'}, the phase is {report.phase}."
+    file = f" ({report.flag_file})" if report.flag_file else ", of ICEBURG_USE_POSTGRES,"
+    flag = f"The flag{file} is {'on' if report.flag else 'off'}, the phase is {report.phase}."
     if report.status == "ready":
         console.print(f"Ready: every condition holds. Nothing was changed. {flag}")
     elif report.status == "refused":

@@ -69,7 +69,7 @@ def cutover(
     probe: ProbeCount = 0,
     seed: Seed = 0,
     window: Annotated[
-        float, typer.Option("--window", metavar="HOURS", min=0.01, help="How far back measurements count.")
+        float, typer.Option("--window", metavar="HOURS", min=0.001, help="How far back measurements count.")
     ] = DEFAULTS.window_hours,
     verified_within: VerifiedWithin = DEFAULTS.verified_hours,
     comparisons: LeastComparisons = DEFAULTS.comparisons,
@@ -93,7 +93,8 @@ def cutover(
     if mismatches:
         return _mismatches(data_dir, dsn, names, as_json)
     settings = load_settings()
-    flag_file_of(settings)
+    if not dry_run:
+        flag_file_of(settings)
     limits = Limits(
         window_hours=window,
         verified_hours=verified_within,

@@ -56,7 +56,7 @@ class CutoverReport:
     phase
         The phase after it; None where PostgreSQL could not be asked.
     flag_file, flag
-        The flag file, and what it says after it.
+        The flag file, None where none is set; and what the flag is after it.
     conditions
         Those of the gate; none on the way back.
     window
@@ -69,7 +69,7 @@ class CutoverReport:
 
     status: Literal["ready", "refused", "on", "back", "off"]
     phase: str | None
-    flag_file: str
+    flag_file: str | None
     flag: bool
     conditions: tuple[Condition, ...] = ()
     window: Window | None = None
@@ -140,7 +140,8 @@ def cut_over(
     PhaseError
         The installation is in a phase from which no way leads there.
     """
-    path = flag_file_of(settings)
+    if not dry_run:
+        flag_file_of(settings)
     check_schema(connection, names)
     hint = "`iceburg-db migrate --live` leads from embedded and copying to following."
     state = require_phase(connection, names, "cutover", Phase.FOLLOWING, Phase.DUAL, hint=hint)
@@ -148,8 +149,10 @@ def cut_over(
     conditions = evaluate(connection, names, stores, limits, since=since)
     window = read_window(connection, names, since)
     held, on = all(condition.held for condition in conditions), bool(Flag(settings))
-    if dry_run or not held:
-        return CutoverReport("ready" if held else "refused", state.phase.value, str(path), on, conditions, window)
+    path = settings.flag_file
+    if path is None or dry_run or not held:
+        status: Literal["ready", "refused"] = "ready" if held else "refused"
+        return CutoverReport(status, state.phase.value, None if path is None else str(path), on, conditions, window)
     turn_flag(path, on)  # as it is: a file that cannot be written must not be found out after the move
     if state.phase is Phase.FOLLOWING:
         evidence = {condition.name: condition.measured for condition in conditions}
