@@ -186,6 +186,7 @@ class Monitor:
         self._unsaved: list[Look] = []
         self._urgent_since: dict[str, float] = {}
         self._broken: frozenset[str] = frozenset()
+        self._suspected: frozenset[str] = frozenset()
         self._alarms = 0
         self._checking: threading.Thread | None = None
         self._problems: list[str] = []
@@ -349,7 +350,10 @@ class Monitor:
 
     def _raise_alarms(self, look: Look) -> None:
         now = time.monotonic()
-        broken = {condition.name: condition for condition in look.conditions if not condition.held}
+        unmet = {condition.name: condition for condition in look.conditions if not condition.held}
+        # A file that has just been made, and the like, is over by the next look.
+        broken = {name: c for name, c in unmet.items() if c.urgent or name in self._suspected}
+        self._suspected = frozenset(unmet)
         known = {condition.name for condition in look.conditions}
         urgent = {name for name, condition in broken.items() if condition.urgent}
         # What was not asked, because PostgreSQL is away, is not mended.
