@@ -110,7 +110,7 @@ def test_a_flag_file_that_cannot_be_used_changes_nothing(world: World, tmp_path:
     with pytest.raises(UsageError, match="ICEBURG_FLAG_FILE is not set"):
         world.cut_over(flag_file=None)
     (tmp_path / "file").touch()
-    with pytest.raises((UsageError, NotADirectoryError)):
+    with pytest.raises(UsageError, match="cannot be"):
         world.cut_over(flag_file=tmp_path / "file" / "flag")
     assert world.phase == "following"
     assert world.cut_over(flag_file=None, dry_run=True).flag_file is None

@@ -28,6 +28,7 @@ from iceburg.config import Settings
 from iceburg.database.connection import Target
 from iceburg.database.flag import Flag
 from iceburg.database.phases import Phase, PhaseState, read_phase, require_phase
+from iceburg.database.recorder import sum_up
 from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.errors import IceburgError, TargetError
 from iceburg.migration.session import connect_writer
@@ -286,11 +287,17 @@ class Monitor:
             look = Look(datetime.now(UTC), covered, (away,))
             self._unsaved = [*self._unsaved, look][-_KEPT:]
             return look
+        except (IceburgError, OSError) as error:
+            # Of the files: nothing is known of PostgreSQL by that, and the watch goes on.
+            self._tell(f"could not look: {error}")
+            self._watched -= covered
+            return Look(datetime.now(UTC), 0.0, ())
 
     def _ask_probe(self, connection: psycopg.Connection) -> None:
         if self._probe is not None:
             for problem in self._probe.run(self._plan.probe, connection, self._stopping).problems:
                 self._tell(f"probe: {problem}")
+            sum_up(connection, self._names)
 
     def _check_if_due(self, connection: psycopg.Connection) -> None:
         """Have both sides compared in the background if that was long ago: looks go on meanwhile."""
