@@ -105,7 +105,8 @@ class Verifier:
                         "differences": dataset.differences,
                     },
                 )
-            self._ledger.finish_run(run_id, report.status, {"problems": list(report.problems)})
+            found = {"problems": list(report.problems), "narrowed": self._narrowed, "sampled": report.sampled}
+            self._ledger.finish_run(run_id, report.status, found)
             return report
 
     def _verify(self, connection: psycopg.Connection, run_id: int, started: float) -> VerificationReport:
