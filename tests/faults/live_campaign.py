@@ -192,7 +192,7 @@ class World:
         """Go through the gate; until the check before it, which is part of it, has found everything settled."""
         began, tries = time.monotonic(), 0
         while True:
-            self.run("check", good=(0, 1))
+            self.run("check", good=(0, 1))  # not identical where a file was made a moment ago
             try:
                 self.run("cutover", *GATE, kills=2 if not tries else 0, within=3.0, most=2)
                 break

@@ -48,7 +48,7 @@ def test_there_and_back_and_there(world: World, database: str) -> None:
     run_sql(database, TAMPER)
     back = world.go_back()
     assert (back.status, world.flag_says, world.phase) == ("back", "false", "following")
-    assert "not identical" in back.problems[0]
+    assert "not found identical" in back.problems[0]
     again = world.go_back()
     assert (again.status, again.phase) == ("back", "following")
 
