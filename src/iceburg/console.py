@@ -30,7 +30,7 @@ from iceburg.migration.restore_report import RollbackReport
 from iceburg.migration.status import Status
 from iceburg.migration.worker import Advance
 from iceburg.monitoring.cutover import CutoverReport
-from iceburg.monitoring.monitor import WatchReport
+from iceburg.monitoring.watch_report import WatchReport
 from iceburg.monitoring.window import SeenMismatch
 from iceburg.rollback_view import render_rollback
 from iceburg.verification.consistency_report import ConsistencyReport

@@ -30,7 +30,7 @@ from iceburg.mappings.timestamps import FORMS
 from iceburg.migration import inspection, report, restore_report, status
 from iceburg.monitoring.cutover import CutoverReport
 from iceburg.monitoring.gate import Condition
-from iceburg.monitoring.monitor import WatchReport
+from iceburg.monitoring.watch_report import WatchReport
 from iceburg.monitoring.watches import Stretch
 from iceburg.monitoring.window import Comparisons, Figures, Window
 from iceburg.records import VectorOrigin

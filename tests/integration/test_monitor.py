@@ -20,8 +20,9 @@ from iceburg.database.phases import PhaseError
 from iceburg.errors import TargetError, UsageError
 from iceburg.monitoring.alarm import AlarmCommand
 from iceburg.monitoring.gate import NAMES as CONDITIONS
-from iceburg.monitoring.monitor import Monitor, Plan, WatchReport
+from iceburg.monitoring.monitor import Monitor
 from iceburg.monitoring.probe import Probe
+from iceburg.monitoring.watch_report import Plan, WatchReport
 from iceburg.monitoring.watches import Watches, stretches, verdict_of
 from iceburg.sources.discovery import discover
 from tests.contract.proxy import Proxy
