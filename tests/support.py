@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
+from iceburg.migration.build_progress import Build
 from iceburg.migration.in_place import InPlace, InPlaceOptions
 from iceburg.migration.live import LiveMigrator
 from iceburg.migration.migrator import Migrator
@@ -59,6 +60,9 @@ class Listener:
         self.phases.append(text)
 
     def expect(self, dataset: str, rows: int, done: int) -> None:
+        pass
+
+    def build(self, build: Build) -> None:
         pass
 
     def advance(self, event: Advance) -> None:
@@ -120,7 +124,14 @@ def migrate_live(
 
 
 def verify(
-    dsn: str, data_dir: Path, *, schema: str | None = None, limit: int = 100, sample: int | None = None, jobs: int = 1
+    dsn: str,
+    data_dir: Path,
+    *,
+    schema: str | None = None,
+    limit: int = 100,
+    sample: int | None = None,
+    jobs: int = 1,
+    **options: Any,
 ) -> VerificationReport:
     """Verify in this process."""
     return Verifier(
@@ -133,6 +144,7 @@ def verify(
         narrowed=False,
         listener=Listener(),
         stopping=lambda: False,
+        **options,
     ).run()
 
 
@@ -149,8 +161,9 @@ def migrate_fully(dsn: str, data_dir: Path, **options: Any) -> MigrationReport:
 
 def assert_identical(report: VerificationReport) -> None:
     """See that a verification found nothing, and compared everything."""
-    assert report.differences == ()
-    assert report.problems == ()
+    assert report.differences == (), report.differences
+    assert report.problems == (), report.problems
+    assert [str(query) for query in report.queries if not query.identical] == [], report.queries
     assert report.status == "identical"
     for dataset in report.datasets:
         assert dataset.compared_rows == dataset.source_rows == dataset.target_rows + dataset.quarantined_rows, dataset
@@ -159,7 +172,8 @@ def assert_identical(report: VerificationReport) -> None:
 
 def found(report: VerificationReport) -> list[tuple[str, str, str, Any, Any]]:
     """Return the differences of a verification as tuples."""
-    assert (report.status == "different") == bool(report.differences or report.problems)
+    other = any(not query.identical for query in report.queries)
+    assert (report.status == "different") == bool(report.differences or report.problems or other)
     return [as_tuple(difference) for difference in report.differences]
 
 

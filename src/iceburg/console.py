@@ -22,6 +22,7 @@ from iceburg.follow_view import render_follow
 from iceburg.gate_view import render_cutover, render_mismatches, render_watch
 from iceburg.inspection_view import render_inspection
 from iceburg.log_view import Logs, render_logs
+from iceburg.migration.build_progress import Build
 from iceburg.migration.final_report import FinalReport
 from iceburg.migration.follow_report import FollowReport, FollowStatus
 from iceburg.migration.inspection import Inspection
@@ -37,6 +38,8 @@ from iceburg.verification.consistency_report import ConsistencyReport
 from iceburg.verification.report import RecordDifference, VerificationReport
 
 _PLAIN_INTERVAL: Final = 5.0
+# An index of which nothing was heard for so many seconds is there.
+_GONE: Final = 3.0
 # A follower says about every second how it is.
 _SILENT: Final = 10.0
 _NUMERIC: Final = frozenset(
@@ -99,6 +102,7 @@ class ProgressView:
         self._tasks: dict[str, Any] = {}
         self._done: dict[str, int] = {}
         self._total: dict[str, int] = {}
+        self._built: dict[str, float] = {}
         self._started = self._told = time.monotonic()
         self._seen = 0
 
@@ -142,6 +146,23 @@ class ProgressView:
         if now - self._told >= _PLAIN_INTERVAL:
             self._told = now
             self._print_line(now)
+
+    def build(self, build: Build) -> None:
+        """Show how far an index is."""
+        share, now = build.share or 0.0, time.monotonic()
+        if self._bars is not None:
+            if build.what not in self._tasks:
+                self._tasks[build.what] = self._bars.add_task(build.what, total=100)
+            # A build goes through several phases, each from the beginning.
+            description = f"{build.what}: {build.phase}"
+            self._bars.update(self._tasks[build.what], completed=100 * share, description=description, visible=True)
+            self._built[build.what] = now
+            for what, heard in self._built.items():
+                if now - heard > _GONE:
+                    self._bars.update(self._tasks[what], visible=False)
+        elif now - self._told >= _PLAIN_INTERVAL:
+            self._told = now
+            self._console.print(f"{build.what}: {build.phase}, {share:.0%}", markup=False)
 
     def _print_line(self, now: float) -> None:
         done, total = sum(self._done.values()), sum(self._total.values())
@@ -243,11 +264,32 @@ def show_verification(report: VerificationReport) -> None:
             f"{dataset.differences:,}",
         )
     _show(console, table)
+    for recall in report.recall:
+        if recall.recall is not None:
+            settings = ", ".join(f"{name} = {value}" for name, value in (recall.options | recall.search).items())
+            console.print(f"Recall: {recall.collection}: {recall.recall:.2%} by {recall.kind} ({settings})")
+    for repair in report.repairs:
+        key = f", key {repair.key}" if repair.key else ""
+        problem = "" if repair.problem is None else f": {repair.problem}"
+        console.print(f"Repair: {repair.dataset}{key}: {repair.action}{problem}")
     _show_differences(console, "Different", report.differences)
-    for problem in report.problems:
-        console.print(f"Problem: {problem['source']}: {problem['problem']}")
+    for query in report.queries:
+        if not query.identical:
+            example = query.example or {}
+            console.print(
+                f"Other answer: {query.store}, {query.query}, {query.different} of {query.asked} times:"
+                f" {_quoted(example.get('arguments'))}: source {_quoted(example.get('source'))},"
+                f" target {_quoted(example.get('target'))}"
+            )
+    for silent in report.not_asked:
+        console.print(f"Not asked: {silent['dataset']}: {silent['why']}")
+    for trouble in report.problems:
+        console.print(f"Problem: {trouble['source']}: {trouble['problem']}")
     compared = sum(dataset.compared_rows for dataset in report.datasets)
     what = "a sample of " if report.sampled else ""
+    asked = sum(query.asked for query in report.queries)
+    amcheck = report.structure.why_not or f"{report.structure.indexes:,} indexes looked through"
+    console.print(f"Answers: {asked:,} compared. Structure: {report.structure.tables:,} tables, {amcheck}.")
     console.print(f"{report.status.capitalize()}: {what}{compared:,} records compared in {report.seconds:.1f} s.")
 
 

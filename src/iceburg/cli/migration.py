@@ -38,8 +38,8 @@ from iceburg.cli.application import (
 from iceburg.cli.rollback import run_restorer
 from iceburg.cli.verification import run_verifier
 from iceburg.database.connection import Target
-from iceburg.database.indexes import VECTOR_INDEXES
 from iceburg.database.schema import schema_names
+from iceburg.database.vector_indexes import VECTOR_INDEXES
 from iceburg.errors import UsageError
 from iceburg.migration.chroma_restore import find_python
 from iceburg.migration.forget import forget_source
@@ -154,8 +154,11 @@ def migrate(
     throttle: Throttle = DEFAULT_LIMIT,
     max_rate: MaxRate = None,
     vector_index: Annotated[
-        str, typer.Option("--vector-index", metavar="KIND", help="ivfflat, hnsw or none.")
-    ] = "ivfflat",
+        str | None,
+        typer.Option(
+            "--vector-index", metavar="KIND", help="ivfflat, hnsw or none; default: as it is, ivfflat if there is none."
+        ),
+    ] = None,
     recheck: Annotated[bool, typer.Option("--recheck", help="Go through stores that look unchanged, too.")] = False,
     rewrite: Annotated[
         bool, typer.Option("--rewrite", help="Write every record again: mends a target that somebody has changed.")
@@ -172,7 +175,8 @@ def migrate(
     as_json: AsJson = False,
 ) -> int:
     """Copy everything into PostgreSQL. Run it again to go on, or to bring the target up to date."""
-    if vector_index not in VECTOR_INDEXES:
+    kind = next((kind for kind in VECTOR_INDEXES if kind == vector_index), None)
+    if vector_index is not None and kind is None:
         raise UsageError(
             f"{vector_index!r} is no kind of index.", where="--vector-index", hint=f"Give {', '.join(VECTOR_INDEXES)}."
         )
@@ -182,7 +186,7 @@ def migrate(
         for name in forget or ():
             forget_source(target, schema_names(schema), name, {store.name for store in stores})
         limit = throttle or None
-        options = Options(batch_size, jobs, vector_index, recheck, rewrite, moved, narrowed, max_rate, limit)
+        options = Options(batch_size, jobs, kind, recheck, rewrite, moved, narrowed, max_rate, limit)
         if live:
 
             def rediscover() -> list[Store]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,11 +30,13 @@ from iceburg.cli.application import (
 )
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
+from iceburg.errors import UsageError
 from iceburg.records import Store
 from iceburg.verification.consistency import ConsistencyCheck
 from iceburg.verification.recorded_check import run_recorded
 from iceburg.verification.report import VerificationReport
 from iceburg.verification.verifier import Verifier
+from iceburg.verification_page import check_page, write_page
 
 
 def run_verifier(
@@ -46,6 +49,9 @@ def run_verifier(
     jobs: int,
     sample: int | None,
     limit: int,
+    recheck: bool = False,
+    repair: bool = False,
+    seed: int = 0,
 ) -> VerificationReport:
     """Run a verification, showing its progress."""
     with console.ProgressView() as view:
@@ -59,6 +65,9 @@ def run_verifier(
             narrowed=narrowed,
             listener=view,
             stopping=stop,
+            recheck=recheck,
+            repair=repair,
+            seed=seed,
         ).run()
 
 
@@ -73,17 +82,43 @@ def verify(
         int | None, typer.Option("--sample", metavar="N", min=1, help="Compare only N records of each dataset.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Differences listed for each dataset.")] = 100,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="Compare every record, whatever an earlier verification has proved.")
+    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what differs, from the stores.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a report of one file for a browser, too.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the arguments that questions are asked with.")] = 0,
     sqlite: Sqlite = None,
     chroma: Chroma = None,
     jsonl: Jsonl = None,
     exclude: Exclude = None,
     as_json: AsJson = False,
 ) -> int:
-    """Compare counts and every record, through the conversion that a rollback would use."""
+    """Compare counts, every record, answers and structure."""
+    if repair and sample is not None:
+        raise UsageError("A sample is not mended.", where="--repair", hint="Leave out --sample.")
+    if html is not None:
+        check_page(html)
     with stoppable() as stop:
         stores, narrowed = find_stores(data_dir, sqlite, chroma, jsonl, exclude)
         target = find_target(dsn, data_dir)
-        report = run_verifier(target, stores, schema, stop, narrowed=narrowed, jobs=jobs, sample=sample, limit=limit)
+        report = run_verifier(
+            target,
+            stores,
+            schema,
+            stop,
+            narrowed=narrowed,
+            jobs=jobs,
+            sample=sample,
+            limit=limit,
+            recheck=recheck,
+            repair=repair,
+            seed=seed,
+        )
+    if html is not None:
+        write_page(html, report, target.description)
     if as_json:
         console.print_json(report.to_json())
     else:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, LiteralString
+from typing import Final, LiteralString
 
 import psycopg
 from psycopg import sql
 
 from iceburg.database.catalogue import Dataset
 from iceburg.database.schema import SchemaNames
-
-VECTOR_INDEXES: Final = ("ivfflat", "hnsw", "none")
-# pgvector's limits: an index on vector ends at 2,000 dimensions, one on halfvec at 4,000.
-_VECTOR_LIMIT: Final = 2_000
-_HALFVEC_LIMIT: Final = 4_000
-_OPERATORS: Final = {"cosine": "cosine_ops", "l2": "l2_ops", "ip": "ip_ops"}
+from iceburg.database.vector_indexes import drop_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,38 +111,6 @@ def has_trigrams(connection: psycopg.Connection) -> bool:
     return row is not None
 
 
-def vector_index(names: SchemaNames, dataset: Dataset, kind: str, rows: int) -> tuple[sql.Composed | None, str | None]:
-    """Return the statement for a collection's vector index, or None and why there is none.
-
-    The index is on the expression that gives the untyped column the collection's dimension; ``lists`` of ivfflat
-    follows pgvector's documentation: rows / 1,000 up to a million rows, the square root of the rows above.
-    """
-    collection: dict[str, Any] = dataset.definition["collection"]
-    dimension = collection["dimension"]
-    if kind == "none" or not rows or not dimension:
-        return None, None
-    if dimension > _HALFVEC_LIMIT:
-        return None, f"no vector index: pgvector indexes up to {_HALFVEC_LIMIT} dimensions, search is exact"
-    if dimension == 1 and kind == "ivfflat" and collection["distance"] != "l2":
-        return None, "no vector index: pgvector's ivfflat needs two dimensions for this distance, search is exact"
-    kind_of_vector = "vector" if dimension <= _VECTOR_LIMIT else "halfvec"
-    lists = max(1, rows // 1000 if rows <= 1_000_000 else round(rows**0.5))
-    options = sql.SQL("WITH (lists = {})").format(sql.Literal(lists)) if kind == "ivfflat" else sql.SQL("")
-    return (
-        sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {}.embeddings USING {} ((embedding::{}({})) {}) {} WHERE {}").format(
-            sql.Identifier(f"embeddings_{kind}_{dataset.dataset_id}"),
-            sql.Identifier(names.data),
-            sql.SQL(kind),
-            sql.SQL(kind_of_vector),
-            sql.Literal(dimension),
-            sql.SQL(f"{kind_of_vector}_{_OPERATORS[collection['distance']]}"),
-            options,
-            sql.SQL("collection_id = {}").format(sql.Literal(dataset.dataset_id)),
-        ),
-        None,
-    )
-
-
 def check_dimension(connection: psycopg.Connection, names: SchemaNames, dataset: Dataset) -> None:
     """Have the target refuse a vector of another dimension than its collection's."""
     dimension = dataset.definition["collection"]["dimension"]
@@ -166,10 +129,7 @@ def check_dimension(connection: psycopg.Connection, names: SchemaNames, dataset:
 
 def drop_collection_structure(connection: psycopg.Connection, names: SchemaNames, dataset_id: int) -> None:
     """Remove the indexes and the check of a collection."""
-    for kind in VECTOR_INDEXES[:2]:
-        connection.execute(
-            sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(names.data, f"embeddings_{kind}_{dataset_id}"))
-        )
+    drop_index(connection, names, dataset_id)
     connection.execute(
         sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
             sql.Identifier(names.data, "embeddings"), sql.Identifier(f"embeddings_dimension_{dataset_id}")

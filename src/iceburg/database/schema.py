@@ -7,6 +7,7 @@ applied is recorded with a checksum in ``schema_version`` in the state schema.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final, LiteralString
@@ -90,6 +91,10 @@ class SchemaFile:
     def checksum(self) -> str:
         """SHA-256 of the text, in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def tables(self, schema: str) -> list[str]:
+        """Return the names of the tables that it makes in ``data`` or ``state``."""
+        return re.findall(rf"^CREATE TABLE \{{{schema}\}}\.(\w+)", self.text, re.MULTILINE)
 
 
 def schema_files() -> tuple[SchemaFile, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -19,6 +20,7 @@ from psycopg.pq import Format
 from psycopg.types import TypeInfo
 
 from iceburg.database.copy_format import ENCODERS, HEADER, TRAILER, Encoder, render
+from iceburg.database.record_format import DECODERS, Decoder, read_record
 
 Row: TypeAlias = "tuple[int | float | bool | str | bytes | Decimal | date | datetime | None, ...]"
 _STAGING: Final = sql.Identifier("pg_temp", "iceburg_staging")
@@ -125,20 +127,93 @@ class TargetTable:
         return int(found[0])
 
     def lookup(self, connection: psycopg.Connection, keys: Sequence[Row]) -> dict[Row, Row]:
-        """Return the rows that have one of `keys`, by key; `prepare_loaders` must have been called."""
+        """Return the rows that have one of `keys`, by key."""
+        key_of = self.key_of
+        return {key_of(row): row for row in map(self.read, self.fetch(connection, keys))}
+
+    def fetch(self, connection: psycopg.Connection, keys: Sequence[Row]) -> list[bytes]:
+        """Return the rows that have one of `keys`, in any order, as ``record_send`` gives them.
+
+        A key that several rows have, where the table has lost its primary key, gives them all.
+        """
+        return [sent for sent, _ in self.fetch_with(connection, keys, sql.SQL("NULL"))] if keys else []
+
+    def fetch_with(
+        self, connection: psycopg.Connection, keys: Sequence[Row], more: sql.Composable
+    ) -> list[tuple[bytes, Any]]:
+        """Return what `fetch` does, each row with an expression of ``t``."""
         if not keys:
-            return {}
+            return []
         extra, condition, arrays = self._having(keys)
-        statement = sql.SQL("SELECT {} FROM {} AS t{} WHERE {} AND {}").format(
-            sql.SQL(", ").join(sql.Identifier("t", name) for name, _ in self.columns),
+        statement = sql.SQL("SELECT {}, {} FROM {} AS t{} WHERE {} AND {}").format(
+            self._sent("t"),
+            more,
             self.identifier,
             sql.SQL(", ") + extra if extra is not None else sql.SQL(""),
             condition,
             self._owned(),
         )
         with psycopg.RawCursor(connection) as cursor:
-            rows: list[Row] = cursor.execute(statement, arrays, binary=True).fetchall()
-        return {tuple(row[i] for i in self.key_columns): row for row in rows}
+            return cursor.execute(statement, arrays, binary=True).fetchall()
+
+    def _sent(self, alias: str) -> sql.Composed:
+        columns = sql.SQL(", ").join(sql.Identifier(alias, name) for name, _ in self.columns)
+        return sql.SQL("record_send(ROW({}))").format(columns)
+
+    def select(
+        self,
+        connection: psycopg.Connection,
+        condition: sql.Composable,
+        order: sql.Composable,
+        limit: int,
+        parameters: Sequence[Any] = (),
+    ) -> list[Row]:
+        """Return up to `limit` rows of ``t`` in an order; the condition's parameters are $1, $2."""
+        statement = sql.SQL("SELECT {} FROM {} AS t WHERE {} AND {} ORDER BY {} LIMIT {}").format(
+            self._sent("t"), self.identifier, self._owned(), condition, order, sql.Literal(limit)
+        )
+        with psycopg.RawCursor(connection) as cursor:
+            return [self.read(sent) for (sent,) in cursor.execute(statement, parameters, binary=True).fetchall()]
+
+    def ends(self, connection: psycopg.Connection, position: int) -> Row:
+        """Return the least and the greatest value of a column; None where there is no value."""
+        name, kind = self.columns[position]
+        statement = sql.SQL("SELECT record_send(ROW(min({name}), max({name}))) FROM {} AS t WHERE {}").format(
+            self.identifier, self._owned(), name=sql.Identifier("t", name)
+        )
+        (row,) = self._read_all(connection, statement, [DECODERS[kind]] * 2)
+        return row
+
+    def counts(self, connection: psycopg.Connection, position: int) -> list[Row]:
+        """Return the values of a column, each with the number of rows that have it."""
+        name, kind = self.columns[position]
+        statement = sql.SQL("SELECT record_send(ROW({name}, count(*))) FROM {} AS t WHERE {} GROUP BY {name}").format(
+            self.identifier, self._owned(), name=sql.Identifier("t", name)
+        )
+        return self._read_all(connection, statement, (DECODERS[kind], DECODERS["bigint"]))
+
+    @staticmethod
+    def _read_all(connection: psycopg.Connection, statement: sql.Composed, decoders: Sequence[Decoder]) -> list[Row]:
+        with psycopg.RawCursor(connection) as cursor:
+            rows = cursor.execute(statement, binary=True).fetchall()
+        return [read_record(sent, decoders) for (sent,) in rows]
+
+    def read(self, sent: bytes) -> Row:
+        """Return the values of a row that `fetch` gave."""
+        return read_record(sent, self.decoders)
+
+    @cached_property
+    def decoders(self) -> tuple[Decoder, ...]:
+        """The decoders of the columns."""
+        return tuple(DECODERS[kind] for _, kind in self.columns)
+
+    @cached_property
+    def key_of(self) -> Callable[[Row], Row]:
+        """The function from a row to its key."""
+        if len(self.key_columns) == 1:
+            at = self.key_columns[0]
+            return lambda row: (row[at],)
+        return itemgetter(*self.key_columns)
 
     def delete(self, connection: psycopg.Connection, keys: Sequence[Row]) -> None:
         """Delete the rows that have one of `keys`."""
@@ -205,20 +280,20 @@ class TargetTable:
     def unseen(self, connection: psycopg.Connection, limit: int) -> list[Row]:
         """Return up to `limit` rows whose keys were not collected."""
         connection.execute(sql.SQL("ANALYZE {}").format(_SEEN))
-        with connection.cursor(binary=True) as cursor:
-            rows: list[Row] = cursor.execute(
-                sql.SQL(
-                    "SELECT {} FROM {} AS t WHERE {} AND NOT EXISTS (SELECT FROM {} AS s WHERE {}) LIMIT {}"
-                ).format(
-                    self._column_list,
-                    self.identifier,
-                    self._owned(),
-                    _SEEN,
-                    self._matches_seen(),
-                    sql.Literal(limit),
-                )
-            ).fetchall()
-        return rows
+        statement = sql.SQL(
+            "SELECT {} FROM {} AS t WHERE {} AND NOT EXISTS (SELECT FROM {} AS s WHERE {}) LIMIT {}"
+        ).format(self._sent("t"), self.identifier, self._owned(), _SEEN, self._matches_seen(), sql.Literal(limit))
+        with psycopg.RawCursor(connection) as cursor:
+            return [self.read(sent) for (sent,) in cursor.execute(statement, binary=True).fetchall()]
+
+    def duplicated(self, connection: psycopg.Connection, limit: int) -> list[tuple[Row, int]]:
+        """Return up to `limit` rows whose keys several rows have, which no primary key allows, and how many have it."""
+        statement = sql.SQL(
+            "SELECT {}, n.number FROM (SELECT *, count(*) OVER key AS number, row_number() OVER key AS place"
+            " FROM {} AS t WHERE {} WINDOW key AS (PARTITION BY {})) AS n WHERE n.number > 1 AND n.place = 1 LIMIT {}"
+        ).format(self._sent("n"), self.identifier, self._owned(), self._key_list, sql.Literal(limit))
+        with psycopg.RawCursor(connection) as cursor:
+            return [(self.read(sent), number) for sent, number in cursor.execute(statement, binary=True).fetchall()]
 
     def close_seen(self, connection: psycopg.Connection) -> None:
         """Forget the collection."""

@@ -14,8 +14,9 @@ from typing import Final
 from iceburg.mappings.codecs import PgValue, encode_text, encode_varchar
 from iceburg.mappings.identity import identify, key_text
 from iceburg.mappings.json_fragment import fragment_of_any, fragment_of_json
+from iceburg.mappings.json_members import restored_json
 from iceburg.mappings.json_number import value_of_number
-from iceburg.mappings.json_value import dumps_exact, loads, quote
+from iceburg.mappings.json_value import loads, quote
 from iceburg.mappings.mapping import (
     Difference,
     Original,
@@ -141,7 +142,7 @@ class ConversationMapping:
             "assistant_message": row[_AT["response"]],  # type: ignore[dict-item]
             "agent_used": row[_AT["agent"]],  # type: ignore[dict-item]
             "mode": row[_AT["mode"]],  # type: ignore[dict-item]
-            "metadata": _restored_json(metadata),
+            "metadata": restored_json(metadata) if isinstance(metadata, str) else None,
             "created_at": created.isoformat(" ") if isinstance(created, datetime) else None,
         }
         for name, value in values.items():
@@ -179,10 +180,3 @@ class ConversationMapping:
     def unpack(self, packed: bytes) -> SqliteRecord:
         """Read what `pack` wrote."""
         return unpack(packed)
-
-
-def _restored_json(text: PgValue) -> Value:
-    if not isinstance(text, str):
-        return None
-    value = loads(text)
-    return "" if value == "" else dumps_exact(value)

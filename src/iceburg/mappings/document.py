@@ -7,20 +7,23 @@ column that holds JSON text is embedded as JSON, NULL leaves its key out, ``''``
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from collections.abc import Mapping as Dictionary
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import orjson
+from msgspec import Raw
 
 from iceburg.mappings.codecs import PgValue, encode_varchar
 from iceburg.mappings.identity import identify, key_text
 from iceburg.mappings.json_fragment import Fragment, fragment_of_any, fragment_of_json, fragment_of_text
+from iceburg.mappings.json_members import restored_json, split, string_in, text_of
 from iceburg.mappings.json_number import value_of_number
-from iceburg.mappings.json_value import dumps_exact, loads, quote
+from iceburg.mappings.json_value import loads, quote, same_json
 from iceburg.mappings.mapping import Difference, Original, Originals, Row, TargetColumn, UnrestorableError
 from iceburg.mappings.sqlite_record import RecordShape, SqliteRecord, pack, unpack
 from iceburg.mappings.timestamps import sqlite_timestamp, usable_datetime
@@ -73,6 +76,28 @@ RELATIONSHIPS: Final = DocumentTable(
 _ID, _DATASET, _TYPE, _DOCUMENT, _CREATED, _UPDATED = range(6)
 
 
+# In what ``record_send`` gives of a row: where the type's length is, and two times that are NULL.
+_AT_TYPE: Final = 44
+_TIMESTAMP: Final = 1114
+_NO_TIMES: Final = 2 * struct.pack("!Ii", _TIMESTAMP, -1)
+_size: Final = struct.Struct("!i").unpack_from
+_time: Final = struct.Struct("!Iiq").unpack_from
+_EPOCH: Final = datetime(2000, 1, 1)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+@lru_cache(maxsize=8192)
+def _written(times: bytes) -> str | None:
+    """Return as text the first of the times that a row ends with; None if they are none that a text is of."""
+    if len(times) != 32:
+        return None
+    kind, size, value = _time(times)
+    try:
+        return (_EPOCH + value * _MICROSECOND).isoformat(" ") if (kind, size) == (_TIMESTAMP, 8) else None
+    except OverflowError:
+        return None
+
+
 @lru_cache(maxsize=4096)
 def _small_json(value: str) -> Fragment:
     return fragment_of_json(value)
@@ -122,6 +147,9 @@ class DocumentMapping:
             if name not in (table.type, "created_at")
         )
         self._names = frozenset(name for _, name, _, _ in self._members)
+        self._texts = tuple((at, name) for at, name, _, _ in self._members if name not in table.documents)
+        self._documents = tuple((at, name) for at, name, _, _ in self._members if name in table.documents)
+        self._columns_in_order = tuple((name, name in table.documents) for name in shape.columns)
 
     def _fragment_function(self, name: str) -> Callable[[Value], Fragment]:
         if name in self._table.documents:
@@ -206,31 +234,71 @@ class DocumentMapping:
     def restore(self, row: Row, originals: Dictionary[str, Value]) -> SqliteRecord:
         """Return the record; raises `UnrestorableError` where the document is not one that `convert` makes."""
         text = row[_DOCUMENT]
-        assert isinstance(text, str)  # noqa: S101 - the column is NOT NULL
-        document = loads(text)
-        if not isinstance(document, dict) or not document.keys() <= self._names:
+        members = split(text) if isinstance(text, str) else None
+        if members is None or not members.keys() <= self._names:
             raise UnrestorableError(self._table.document, text)
-        created = row[_CREATED]
-        values: dict[str, Value] = {
-            self._table.type: row[_TYPE],  # type: ignore[dict-item]
-            "created_at": created.isoformat(" ") if isinstance(created, datetime) else None,
-        }
-        for _, name, _, fragment_of in self._members:
-            if name not in originals:
-                values[name] = self._restored(name, document, is_json=fragment_of is _fragment_of_json)
-        return self.shape.assemble(values, originals)
+        record: list[Value] = [None] * self.shape.key_width
+        for name, is_json in self._columns_in_order:
+            if name in originals:
+                record.append(originals[name])
+            elif name == self._table.type:
+                record.append(row[_TYPE])  # type: ignore[arg-type]
+            elif name == "created_at":
+                created = row[_CREATED]
+                record.append(created.isoformat(" ") if isinstance(created, datetime) else None)
+            elif name not in members:
+                record.append(None)
+            elif is_json:
+                record.append(restored_json(text_of(members[name])))
+            else:
+                record.append(_restored(name, members[name]))
+        return tuple(record)
 
-    def _restored(self, name: str, document: dict[str, Any], *, is_json: bool) -> Value:
-        if name not in document:
-            return None
-        value = document[name]
-        if is_json:
-            return "" if value == "" else dumps_exact(value)
-        if isinstance(value, str):
-            return value
-        if value is None or isinstance(value, bool | dict | list):
-            raise UnrestorableError(name, value)
-        return value_of_number(value)
+    def matches(self, record: SqliteRecord, sent: bytes) -> bool:
+        """Tell quickly of most records that their row, without originals, is as it should be; see `Matching`."""
+        # Each field after the number of its type and its length; the id and the dataset, of fixed lengths, come first.
+        size = _size(sent, _AT_TYPE)[0]
+        at = _AT_TYPE + 4
+        kind = None
+        if size >= 0:
+            kind = sent[at : at + size].decode()
+            at += size
+        size = _size(sent, at + 4)[0]
+        at += 8
+        # After the number of the format.
+        members = split(sent[at + 1 : at + size]) if size > 0 else None
+        if members is None:
+            return False
+        left = len(members)
+        get = members.get
+        for position, name in self._texts:
+            value, member = record[position], get(name)
+            if member is None:
+                if value is not None:
+                    return False
+            elif type(value) is str and string_in(member) == value:
+                left -= 1
+            else:
+                return False
+        for position, name in self._documents:
+            value, member = record[position], get(name)
+            if member is None:
+                if value is not None:
+                    return False
+            elif type(value) is str:
+                restored = restored_json(text_of(member))
+                if restored != value and not same_json(value, restored):
+                    return False
+                left -= 1
+            else:
+                return False
+        wanted = record[self._type]
+        if left or kind != wanted or not (wanted is None or type(wanted) is str):
+            return False
+        if self._created is None or record[self._created] is None:
+            return sent.endswith(_NO_TIMES) and len(sent) == at + size + len(_NO_TIMES)
+        times = sent[at + size :]
+        return times[8:16] == times[24:] and _written(times) == record[self._created]
 
     def differences(self, source: SqliteRecord, restored: SqliteRecord) -> list[Difference]:
         """Compare column by column."""
@@ -238,6 +306,8 @@ class DocumentMapping:
 
     def derived(self, record: SqliteRecord) -> tuple[tuple[int, PgValue], ...]:
         """``updated_at`` begins as ``created_at``; the dataset is what the row was looked up by."""
+        if self._created is None:
+            return ((_CREATED, None), (_UPDATED, None))
         return ((_UPDATED, self._created_at(record, [])),)
 
     def pack(self, record: SqliteRecord) -> bytes:
@@ -247,3 +317,14 @@ class DocumentMapping:
     def unpack(self, packed: bytes) -> SqliteRecord:
         """Read what `pack` wrote."""
         return unpack(packed)
+
+
+def _restored(name: str, member: Raw) -> Value:
+    """Return the value of a column that holds no JSON: a text or a number."""
+    text = string_in(member)
+    if text is not None:
+        return text
+    value = loads(text_of(member))
+    if value is None or isinstance(value, bool | dict | list):
+        raise UnrestorableError(name, value)
+    return value_of_number(value)

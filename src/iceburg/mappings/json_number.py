@@ -5,7 +5,6 @@ JSON sets no bound to a number; ``jsonb`` keeps a ``numeric``, Python and orjson
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Final
@@ -13,9 +12,11 @@ from typing import Final
 # jsonb's numeric ends at 131,072 digits before and 16,383 after the point; nothing sensible comes near a tenth of it.
 MAX_DIGITS: Final = 1_000
 _DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
+# With signs as digits and either E as one, one look tells of nearly all texts that there is no far exponent.
+_COARSE: Final = bytes.maketrans(b"0123456789.+-E", b"0000000000000e")
 _LONG_NUMBER: Final = b"0" * 16
-_FAR_EXPONENTS: Final = (b"0e000", b"0E000", b"0e+000", b"0E+000", b"0e-000", b"0E-000")
-_FAR_NUMBER: Final = re.compile(rb"(?<![0-9A-Za-z_.])[0-9][0-9.]*[eE][+-]?[0-9]{3}")
+_FAR_EXPONENT: Final = b"0e000"
+_WORD: Final = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,17 @@ def number_text(value: int | float) -> str:
 
 def has_long_number(text: bytes) -> bool:
     """Whether `text` may hold a number that a double does not hold exactly: of 16 digits, or an exponent of three."""
-    plain = text.translate(_DIGITS)
-    if _LONG_NUMBER in plain:
+    coarse = text.translate(_COARSE)
+    if _LONG_NUMBER in coarse and _LONG_NUMBER in text.translate(_DIGITS):
         return True
-    return any(pattern in plain for pattern in _FAR_EXPONENTS) and _FAR_NUMBER.search(text) is not None
+    at = coarse.find(_FAR_EXPONENT)
+    while at >= 0:
+        # Digits within a word, such as a hexadecimal id, are no number.
+        before = text[max(0, at - MAX_DIGITS) : at + 1].rstrip(b"0123456789.")
+        if not before or before[-1] not in _WORD:
+            return True
+        at = coarse.find(_FAR_EXPONENT, at + 1)
+    return False
 
 
 def value_of_number(number: int | float | Number) -> int | float:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import orjson
 
+from iceburg.mappings.json_members import differing_members
 from iceburg.mappings.json_number import Number, has_long_number
 
 REPLACEMENT: Final = "\ufffd"
@@ -213,6 +214,13 @@ def same_json(left: str, right: str) -> bool:
     """
     if left == right:
         return True
+    members = None if _may_be_deep(left) else differing_members(left, right)
+    if members is not None:
+        return all(_same_values(a, b) for a, b in members)
+    return _same_values(left, right)
+
+
+def _same_values(left: str, right: str) -> bool:
     a, b = _quick_form(left), _quick_form(right)
     if a is not None and b is not None:
         return a == b
@@ -297,6 +305,10 @@ def _canonical(value: Any, out: list[str], depth: int) -> None:
 
 def dumps_exact(value: Any) -> str:
     """Write what `loads_exact` or ``orjson.loads`` read, numbers by their tokens."""
+    try:
+        return dumps(value)
+    except TypeError:  # a `Number`, which the standard library does not write
+        pass
     out: list[str] = []
     _dump_exact(value, out)
     return "".join(out)

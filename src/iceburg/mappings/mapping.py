@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dictionary
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from iceburg.mappings.codecs import PgValue
 from iceburg.records import Key, Value
@@ -127,4 +127,20 @@ class Mapping(Protocol[RecordT]):
 
     def unpack(self, packed: bytes) -> RecordT:
         """Read what `pack` wrote."""
+        ...
+
+
+@runtime_checkable
+class Matching(Protocol):
+    """A mapping that can tell in one go what `restore`, `differences` and `derived` tell one after the other.
+
+    The first of its columns is a UUID, which identifies a row.
+    """
+
+    def matches(self, record: Any, sent: bytes) -> bool:
+        """Whether a row without originals is restored to `record`, and its derived columns are the record's.
+
+        `sent` is what PostgreSQL's ``record_send`` gives of the row's columns. False may also mean "not sure". Law,
+        held by a Hypothesis test: where it is True, the long way finds nothing.
+        """
         ...

@@ -14,7 +14,7 @@ from iceburg.mappings.codecs import PgValue, encode_text, storage_class
 from iceburg.mappings.embeddings import COLUMNS, EmbeddingMapping
 from iceburg.mappings.identity import identify, key_text
 from iceburg.mappings.json_fragment import fragment_of_json
-from iceburg.mappings.json_value import dumps_exact, loads
+from iceburg.mappings.json_members import restored_json
 from iceburg.mappings.mapping import Difference, Original, Originals, Row, UnmappableError
 from iceburg.mappings.sqlite_record import RecordShape, SqliteRecord, pack, unpack
 from iceburg.records import ChromaRecord, Key, Value
@@ -100,11 +100,12 @@ class VectorTableMapping:
     def restore(self, row: Row, originals: Dictionary[str, Value]) -> SqliteRecord:
         """Return the record that `row` and its originals came from."""
         inner = self._inner.restore((*row[:_METADATA], None, *row[_METADATA + 1 :]), {})
+        metadata = row[_METADATA]
         values: dict[str, Value] = {
             "row_id": inner.row,
             "record_id": inner.id,
             "document": inner.document,
-            "metadata": _restored_json(row[_METADATA]),
+            "metadata": restored_json(metadata) if isinstance(metadata, str) else None,
             "vector": inner.vector,
             "vector_origin": inner.origin,
         }
@@ -125,10 +126,3 @@ class VectorTableMapping:
     def unpack(self, packed: bytes) -> SqliteRecord:
         """Read what `pack` wrote."""
         return unpack(packed)
-
-
-def _restored_json(text: PgValue) -> Value:
-    if not isinstance(text, str):
-        return None
-    value = loads(text)
-    return "" if value == "" else dumps_exact(value)

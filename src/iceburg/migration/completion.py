@@ -9,14 +9,16 @@ from psycopg import sql
 
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.datasets import set_constraints_aside
-from iceburg.database.indexes import INDEXES, check_dimension, has_trigrams, vector_index
+from iceburg.database.indexes import INDEXES, check_dimension, has_trigrams
 from iceburg.database.jsonl_applier import JsonlApplier
 from iceburg.database.positions import Mark, drop_position, set_position
 from iceburg.database.schema import PLAN_TABLES
 from iceburg.database.structure import add_foreign_keys, complete_table, loosen
+from iceburg.migration.build_progress import watching_builds
 from iceburg.migration.keys import end_load
 from iceburg.migration.run import Run, Work
 from iceburg.migration.tasks import IndexTask, run_index
+from iceburg.migration.vector_indexing import make_vector_indexes, plan_vector_indexes
 from iceburg.migration.worker import Workers
 
 
@@ -100,6 +102,7 @@ def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
         for plan in sorted(INDEXES, key=lambda plan: not plan.needs_trigrams)
         if plan.table in touched and (trigrams or not plan.needs_trigrams)
     ]
+    collections = []
     for item in work:
         if item.store.name in run.problems:
             continue
@@ -107,11 +110,7 @@ def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
             if "collection" not in dataset.definition:
                 continue
             check_dimension(run.connection, run.names, dataset)
-            statement, note = vector_index(run.names, dataset, run.options.vector_index, dataset.target_rows or 0)
-            if note is not None:
-                run.catalogue.set_notes(dataset.dataset_id, [note])
-            if statement is not None:
-                tasks.append(IndexTask(f"vector index of {dataset.name}", statement=statement))
+            collections.append(dataset)
     analyses = [
         # VACUUM, because what an index alone can answer is answered from the table until it was there once.
         IndexTask(
@@ -120,10 +119,16 @@ def _make_indexes(run: Run, workers: Workers, work: list[Work]) -> None:
         for table in PLAN_TABLES
         if table in touched
     ]
-    for step in (tasks, analyses):
-        for outcome in workers.run(run_index, step):
-            if outcome.error is not None:
-                raise outcome.error
+    with watching_builds(run.connection, run.listener):
+        _run_all(workers, tasks)
+    make_vector_indexes(run, workers, plan_vector_indexes(run, collections, anew=True))
+    _run_all(workers, analyses)
+
+
+def _run_all(workers: Workers, tasks: list[IndexTask]) -> None:
+    for outcome in workers.run(run_index, tasks):
+        if outcome.error is not None:
+            raise outcome.error
 
 
 def _is_of_structure(note: str) -> bool:

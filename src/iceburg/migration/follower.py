@@ -29,6 +29,7 @@ from iceburg.database.positions import BEING_MIGRATED, find_position
 from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import IceburgError, SourceError, TargetError
+from iceburg.migration.build_progress import Build
 from iceburg.migration.control import ControlFile
 from iceburg.migration.follow_report import FollowedSource, FollowReport, FollowStatus, percentile
 from iceburg.migration.followed_store import FollowedStore
@@ -498,6 +499,9 @@ class _Silent:
         """See `Listener`."""
 
     def advance(self, event: Advance) -> None:
+        """See `Listener`."""
+
+    def build(self, build: Build) -> None:
         """See `Listener`."""
 
 

@@ -21,6 +21,7 @@ from iceburg.database.connection import Target
 from iceburg.database.phases import Phase, require_phase
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import IceburgError, SourceError
+from iceburg.migration.build_progress import watching_builds
 from iceburg.migration.completion import complete_stores
 from iceburg.migration.keys import defer_keys, keyless_tables
 from iceburg.migration.ledger import Ledger
@@ -30,6 +31,7 @@ from iceburg.migration.run import Listener, Options, Run, Work
 from iceburg.migration.session import connect_writer
 from iceburg.migration.summary import build_report
 from iceburg.migration.tasks import KeyTask, SettleTask, StreamTask, run_key, run_settle, run_stream
+from iceburg.migration.vector_indexing import make_vector_indexes, plan_vector_indexes
 from iceburg.migration.worker import Outcome, StoppedError, Workers
 from iceburg.records import Store
 from iceburg.sources.access import OpenStores
@@ -110,6 +112,7 @@ class Migrator:
                 unchanged = not work and not self._run.problems
                 with self._workers() as workers:
                     self._bring_over(workers, stores, work)
+                    unchanged = not self._change_indexes(workers, work) and unchanged
             except StoppedError:
                 interrupted, unchanged = True, False
             except (IceburgError, psycopg.Error) as error:
@@ -128,6 +131,17 @@ class Migrator:
             # The session's commits are synchronous: this one makes durable all that the workers committed before.
             self._run.ledger.finish_run(run_id, "interrupted" if interrupted else report.status, report.to_json())
             return report
+
+    def _change_indexes(self, workers: Workers, work: list[Work]) -> bool:
+        """Give the collections of unchanged stores the index that is asked for; return whether any had another."""
+        done = {item.source.source_id for item in work}
+        wanted = {store.name for store in self._stores}
+        datasets = [d for d in self._run.catalogue.datasets() if d.source_id not in done and d.source in wanted]
+        tasks = plan_vector_indexes(self._run, [d for d in datasets if d.phase == "complete"], anew=False)
+        if tasks:
+            self._listener.phase("vector indexes")
+            make_vector_indexes(self._run, workers, tasks)
+        return bool(tasks)
 
     def _open_stores(self) -> OpenStores:
         return OpenStores()
@@ -227,7 +241,9 @@ class Migrator:
         """Make the primary keys that are missing; return the tables whose records have to be read again."""
         tables = keyless_tables(self._run.connection, self._run.names)
         moved = set()
-        for outcome in workers.run(run_key, [KeyTask(table) for table in tables]):
+        with watching_builds(self._run.connection, self._listener):
+            outcomes = list(workers.run(run_key, [KeyTask(table) for table in tables]))
+        for outcome in outcomes:
             if outcome.error is not None:
                 raise outcome.error
             if outcome.result:

@@ -10,6 +10,8 @@ import psycopg
 from iceburg.database.catalogue import Catalogue, Dataset, Source
 from iceburg.database.positions import CopyMark, Mark
 from iceburg.database.schema import SchemaNames
+from iceburg.database.vector_indexes import VectorIndexKind
+from iceburg.migration.build_progress import Build
 from iceburg.migration.ledger import Ledger
 from iceburg.migration.report import Tally
 from iceburg.migration.worker import Advance
@@ -27,7 +29,7 @@ class Options:
     jobs
         Worker processes.
     vector_index
-        ``ivfflat``, ``hnsw`` or ``none``.
+        What collections are indexed with; None: what they are indexed with, ivfflat where that is not known.
     recheck
         Go through stores that look unchanged, too.
     rewrite
@@ -45,7 +47,7 @@ class Options:
 
     batch_size: int = 10_000
     jobs: int = 2
-    vector_index: str = "ivfflat"
+    vector_index: VectorIndexKind | None = None
     recheck: bool = False
     rewrite: bool = False
     moved: bool = False
@@ -67,6 +69,10 @@ class Listener(Protocol):
 
     def advance(self, event: Advance) -> None:
         """Hear how far a dataset is."""
+        ...
+
+    def build(self, build: Build) -> None:
+        """Hear how far an index is."""
         ...
 
 

@@ -11,6 +11,7 @@ from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.indexes import IndexPlan, make_index
 from iceburg.database.losses import describe_losses
 from iceburg.mappings.identity import key_text
+from iceburg.migration.build_progress import name_session
 from iceburg.migration.copy_stream import CopyStream
 from iceburg.migration.keys import make_key
 from iceburg.migration.ledger import Ledger, Stream
@@ -165,16 +166,21 @@ def remove_gone(context: Context, task: SettleTask) -> int:
 def run_key(context: Context, task: KeyTask) -> bool:
     """Give a table its primary key; return whether records were there twice."""
     _prepare_build(context)
-    return make_key(context.connection, context.names, task.table)
+    name_session(context.connection, f"key of {task.table}")
+    moved = make_key(context.connection, context.names, task.table)
+    name_session(context.connection, "")
+    return moved
 
 
 def run_index(context: Context, task: IndexTask) -> str | None:
     """Make an index."""
     _prepare_build(context)
+    name_session(context.connection, task.what)
     if task.plan is not None:
         make_index(context.connection, context.names, task.plan)
     if task.statement is not None:
         context.connection.execute(task.statement)
+    name_session(context.connection, "")
     return None
 
 

@@ -6,23 +6,25 @@ derived from others, and the usable values beside originals) is compared with wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from iceburg.database.catalogue import Dataset
+from iceburg.database.record_format import Unreadable
 from iceburg.database.target_table import uuid_text
 from iceburg.mappings.codecs import same_value
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import same_json
-from iceburg.mappings.mapping import Difference, Mapping, Original, Row, UnmappableError, UnrestorableError
+from iceburg.mappings.mapping import Difference, Mapping, Matching, Original, Row, UnmappableError, UnrestorableError
 from iceburg.migration.ledger import Ledger
-from iceburg.migration.worker import Advance, Context
-from iceburg.records import Batch, DatasetReader, Key, Store
+from iceburg.records import Key, Store
+from iceburg.verification.digests import RowDigests
 from iceburg.verification.report import Findings, RecordDifference, show
 
 WHOLE = "(record)"
-_BATCH = 5_000
+# Where ``record_send`` has the UUID that is a row's first column.
+_ID: Final = slice(12, 28)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,59 +52,6 @@ class CompareTask:
     keeps: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SurplusTask:
-    """List the rows of a dataset that no record of the source has."""
-
-    store: Store
-    dataset: Dataset
-    limit: int
-
-
-def run_compare(context: Context, task: CompareTask) -> Findings:
-    """Compare a range of records."""
-    comparison = Comparison(Ledger(context.connection, context.names), task)
-    reader = context.stores.reader(task.store, task.dataset.definition)
-    for batch in _batches(reader, task):
-        context.stop_if_asked()
-        comparison.compare(batch.records)
-        context.report(Advance(task.dataset.name, len(batch.records), 0))
-    return comparison.findings
-
-
-def _batches(reader: DatasetReader[Any], task: CompareTask) -> Iterator[Batch[Any]]:
-    left = task.sample
-    size = _BATCH if left is None else max(1, min(left, _BATCH))
-    for batch in reader.batches(after=task.after, upto=task.upto, size=size):
-        if left is None:
-            yield batch
-            continue
-        yield Batch(batch.records[:left], batch.last)
-        left -= len(batch.records)
-        if left <= 0:
-            return
-
-
-def run_surplus(context: Context, task: SurplusTask) -> list[RecordDifference]:
-    """List rows of which the source has no record."""
-    connection = context.connection
-    mapping = task.dataset.mapping()
-    target = task.dataset.target()
-    target.open_seen(connection)
-    try:
-        for batch in context.stores.reader(task.store, task.dataset.definition).batches():
-            context.stop_if_asked()
-            keys = [mapping.row_key(record) for record in batch.records]
-            target.add_seen(connection, [key for key in keys if key is not None])
-        rows = target.unseen(connection, task.limit)
-    finally:
-        target.close_seen(connection)
-    return [
-        RecordDifference(task.dataset.name, key_of_row(mapping, row), WHOLE, None, "a row of which there is no record")
-        for row in rows
-    ]
-
-
 def key_of_row(mapping: Mapping[Any], row: Row) -> str:
     """Return the key of the record that a row looks like; where it looks like none, the row's own key."""
     try:
@@ -126,43 +75,117 @@ class Comparison:
         Of the target.
     task
         Whose records, and how many differences are listed; its range is not looked at.
+    digests
+        Where the rows that are as they should are noted; None for nowhere.
 
     Attributes
     ----------
     findings
         What was found so far.
+    suspects
+        The records of the last call that differ.
     """
 
-    def __init__(self, ledger: Ledger, task: CompareTask) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        task: CompareTask,
+        digests: RowDigests | None = None,
+    ) -> None:
         self.findings = Findings()
+        self.suspects: list[Any] = []
         self._ledger = ledger
         self._task = task
         self._mapping = task.dataset.mapping()
+        self._matches = self._mapping.matches if isinstance(self._mapping, Matching) else None
         self._target = task.dataset.target()
+        self._digests = digests
 
     def compare(self, records: Sequence[Any]) -> None:
         """Compare records, each with its row, its originals and its quarantined form."""
         keys = [self._mapping.row_key(record) for record in records]
-        rows = self._target.lookup(self._ledger.connection, [key for key in keys if key is not None])
+        sent = self._target.fetch(self._ledger.connection, [key for key in keys if key is not None])
+        self.findings.source_rows += len(records)
+        self.suspects = []
+        equal: list[tuple[Row, bytes]] = []
+        if self._matches is not None and not self._task.keeps:
+            self._compare_quickly(records, keys, sent, equal)
+        else:
+            self._compare_each(records, keys, sent, equal)
+        self.findings.matched_rows += len(equal)
+        if self._digests is not None:
+            self._digests.add(equal)
+
+    def _compare_quickly(
+        self,
+        records: Sequence[Any],
+        keys: Sequence[Row | None],
+        sent: Sequence[bytes],
+        equal: list[tuple[Row, bytes]],
+    ) -> None:
+        """Compare records beside which nothing is kept, and look closely only at those that may differ."""
+        matches = self._matches
+        rows: dict[Any, bytes] = {one[_ID]: one for one in sent}
+        for record, key in zip(records, keys, strict=True):
+            one = None if key is None else rows.get(key[0])
+            if one is not None and matches is not None and matches(record, one):
+                equal.append((key, one))  # type: ignore[arg-type]
+            else:
+                self._note_all(record, key, one, None if one is None else self._target.read(one), None, None, equal)
+
+    def _compare_each(
+        self,
+        records: Sequence[Any],
+        keys: Sequence[Row | None],
+        sent: Sequence[bytes],
+        equal: list[tuple[Row, bytes]],
+    ) -> None:
+        key_of, read = self._target.key_of, self._target.read
+        rows = {key_of(row): (one, row) for one, row in ((one, read(one)) for one in sent)}
         originals: dict[str, dict[str, Original]] = {}
         quarantined: dict[str, tuple[bytes, str]] = {}
-        texts: list[str] | None = None
+        texts = [""] * len(records)
         if self._task.keeps:
+            number = self._task.dataset.dataset_id
             texts = [key_text(self._mapping.key(record)) for record in records]
-            originals = self._ledger.originals(self._task.dataset.dataset_id, texts)
-            quarantined = self._ledger.quarantined(self._task.dataset.dataset_id, texts)
-        self.findings.source_rows += len(records)
-        for i, record in enumerate(records):
-            row = None if keys[i] is None else rows.get(keys[i])  # type: ignore[arg-type]
-            text = texts[i] if texts is not None else ""
-            if text in quarantined:
-                self._compare_quarantined(record, row, quarantined[text][0])
-            elif row is None:
-                self._note(record, Difference(WHOLE, "a record", None))
-            else:
-                self.findings.matched_rows += 1
-                for difference in self._compare(record, row, originals.get(text)):
-                    self._note(record, difference)
+            originals = self._ledger.originals(number, texts)
+            quarantined = self._ledger.quarantined(number, texts)
+        for record, key, text in zip(records, keys, texts, strict=True):
+            found = None if key is None else rows.get(key)
+            one, row = (None, None) if found is None else found
+            self._note_all(record, key, one, row, originals.get(text), quarantined.get(text), equal)
+
+    def _note_all(
+        self,
+        record: Any,
+        key: Row | None,
+        sent: bytes | None,
+        row: Row | None,
+        originals: dict[str, Original] | None,
+        quarantined: tuple[bytes, str] | None,
+        equal: list[tuple[Row, bytes]],
+    ) -> None:
+        """Compare one record and note every difference."""
+        before = self.findings.difference_count
+        if self._digests is not None and (originals or quarantined is not None):
+            # What is kept beside rows is in no digest of theirs: such a record is compared every time.
+            self._digests.spoil(key)
+        if quarantined is not None:
+            self._compare_quarantined(record, row, quarantined[0])
+        elif row is None:
+            self._note(record, Difference(WHOLE, "a record", None))
+        else:
+            found = self._compare(record, row, originals)
+            if not found:
+                equal.append((key, sent))  # type: ignore[arg-type]
+                return
+            self.findings.matched_rows += 1
+            for difference in found:
+                self._note(record, difference)
+        if self.findings.difference_count != before:
+            self.suspects.append(record)
+            if self._digests is not None:
+                self._digests.spoil(key)
 
     def _note(self, record: Any, difference: Difference) -> None:
         self.findings.note(
@@ -192,6 +215,12 @@ class Comparison:
     def _compare(self, record: Any, row: Row, originals: dict[str, Original] | None) -> list[Difference]:
         kept = originals or {}
         self.findings.originals += len(kept)
+        if Unreadable in map(type, row):
+            return [
+                Difference(column.name, "a value", str(value))
+                for column, value in zip(self._mapping.columns, row, strict=True)
+                if isinstance(value, Unreadable)
+            ]
         try:
             restored = self._mapping.restore(row, {name: original.value for name, original in kept.items()})
         except UnrestorableError as error:

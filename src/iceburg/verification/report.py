@@ -3,7 +3,102 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+FoundBy: TypeAlias = Literal["counts", "records", "structure"]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryVerification:
+    """One kind of question, asked of one store with several arguments.
+
+    Attributes
+    ----------
+    query, store
+        What was asked, in words, and of which store or dataset.
+    identical
+        Whether all answers were the same.
+    asked, different
+        How many times, and how many of the answers were not the same.
+    example
+        The first that was not: its arguments, and both answers from where they differ.
+    """
+
+    query: str
+    store: str
+    identical: bool
+    asked: int
+    different: int
+    example: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecallVerification:
+    """How much a collection's vector index finds of what exact search does.
+
+    Attributes
+    ----------
+    collection
+        The dataset.
+    kind, options, search
+        The index, what it was made with, and what a session sets to search it.
+    recall
+        Share of the 8 nearest records that were found now; None where search is exact.
+    recorded
+        The share that was measured when the index was made.
+    queries
+        How many were asked.
+    chosen
+        Whether PostgreSQL takes the index by itself; it reads a small collection whole.
+    """
+
+    collection: str
+    kind: str
+    options: dict[str, int]
+    search: dict[str, int]
+    recall: float | None
+    recorded: float | None
+    queries: int
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StructureVerification:
+    """What was looked at of the structure.
+
+    Attributes
+    ----------
+    tables
+        Tables compared with what they should be.
+    indexes
+        Indexes that amcheck looked through, with every row of their tables.
+    why_not
+        Why amcheck looked through none; empty where it did.
+    """
+
+    tables: int
+    indexes: int
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Something that was mended.
+
+    Attributes
+    ----------
+    dataset, key
+        Where; no key where it is no record.
+    action
+        ``added``, ``replaced``, ``removed``, or what was done in words.
+    problem
+        Why it could not be done; None where it was.
+    """
+
+    dataset: str
+    key: str
+    action: str
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +112,8 @@ class RecordDifference:
         much.
     source, target
         Both values, in a form that JSON holds.
+    found_by
+        What found it: ``counts``, ``records`` or ``structure``.
     """
 
     dataset: str
@@ -24,6 +121,7 @@ class RecordDifference:
     field: str
     source: Any
     target: Any
+    found_by: FoundBy = "records"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +135,10 @@ class DatasetVerification:
     source_rows, target_rows, quarantined_rows
         As counted now.
     compared_rows
-        Records compared field by field, through the restore conversion.
+        Records compared field by field, through the restore conversion: now, or by an earlier verification since which
+        neither side has changed.
+    unchanged_rows
+        Of these, those that were compared earlier.
     differences
         Number of differences, all of them, whether or not they are listed.
     """
@@ -49,6 +150,7 @@ class DatasetVerification:
     quarantined_rows: int
     compared_rows: int
     differences: int
+    unchanged_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +169,19 @@ class VerificationReport:
     problems
         Stores that could not be verified, and why.
     queries
-        Answers compared; none in this version.
+        Questions asked of both sides.
+    not_asked
+        Datasets of which nothing, or not everything, was asked, and why.
+    recall
+        What the vector indexes find.
+    structure
+        What was looked at of the structure; what was found is among the differences.
+    repairs
+        What was mended; the rest of the report is of the time after it.
     sampled
         Whether only a sample was compared.
+    seed
+        Of the arguments that questions are asked with.
     """
 
     run_id: int
@@ -78,8 +190,13 @@ class VerificationReport:
     datasets: tuple[DatasetVerification, ...]
     differences: tuple[RecordDifference, ...]
     problems: tuple[dict[str, str], ...] = ()
-    queries: tuple[dict[str, Any], ...] = ()
+    queries: tuple[QueryVerification, ...] = ()
+    not_asked: tuple[dict[str, str], ...] = ()
+    recall: tuple[RecallVerification, ...] = ()
+    structure: StructureVerification = StructureVerification(0, 0, "")
+    repairs: tuple[Repair, ...] = ()
     sampled: bool = False
+    seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that ``--json`` prints."""
@@ -94,6 +211,8 @@ class Findings:
     ----------
     source_rows, matched_rows, quarantined, originals
         Records read; rows, quarantined records and originals that belong to them.
+    unchanged
+        Records that were not compared again, because both sides are as they were when they were.
     difference_count
         Number of differences.
     differences
@@ -104,6 +223,7 @@ class Findings:
     matched_rows: int = 0
     quarantined: int = 0
     originals: int = 0
+    unchanged: int = 0
     difference_count: int = 0
     differences: list[RecordDifference] = field(default_factory=list)
 
@@ -119,6 +239,7 @@ class Findings:
         self.matched_rows += other.matched_rows
         self.quarantined += other.quarantined
         self.originals += other.originals
+        self.unchanged += other.unchanged
         self.difference_count += other.difference_count
         self.differences.extend(other.differences[: limit - len(self.differences)])
 

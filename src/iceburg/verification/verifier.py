@@ -1,11 +1,11 @@
-"""The verification: counts, and every record."""
+"""The verification: counts, every record, answers and structure; and mending what it finds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-
-import psycopg
+from dataclasses import dataclass, replace
+from typing import Final, LiteralString
 
 from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.connection import Target, connect
@@ -15,11 +15,34 @@ from iceburg.migration import statements
 from iceburg.migration.ledger import Ledger
 from iceburg.migration.run import Listener
 from iceburg.migration.worker import StoppedError, Workers
-from iceburg.records import Key, Store
+from iceburg.records import Store
 from iceburg.sources.access import OpenStores
-from iceburg.verification.records import CompareTask, SurplusTask, run_compare, run_surplus
-from iceburg.verification.report import DatasetVerification, Findings, RecordDifference, VerificationReport
+from iceburg.verification.comparing import RecordComparison, count_rows
+from iceburg.verification.inspecting import (
+    Structure,
+    ask_questions,
+    check_collections,
+    check_definitions,
+    check_soundness,
+    check_structure,
+    measure_recall,
+)
+from iceburg.verification.mending import mend, refuse_followed
+from iceburg.verification.report import DatasetVerification, Findings, StructureVerification, VerificationReport
+from iceburg.verification.scope import Options, Scope
+from iceburg.verification.soundness import Soundness
 from iceburg.verification.unowned import unowned_rows
+
+_FOLLOWED: Final[LiteralString] = "SELECT source_id, name FROM {state}.sources JOIN {state}.positions USING (source_id)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Damage:
+    """What can be mended: the structure, the datasets with differences, and the indexes that are not sound."""
+
+    structure: Structure
+    datasets: tuple[Dataset, ...]
+    unsound: tuple[tuple[str, str, str], ...]
 
 
 class Verifier:
@@ -41,6 +64,8 @@ class Verifier:
         Told of progress.
     stopping
         Asked between batches whether to stop.
+    recheck, repair, seed
+        See `iceburg.verification.scope.Options`.
     """
 
     def __init__(
@@ -55,18 +80,16 @@ class Verifier:
         narrowed: bool,
         listener: Listener,
         stopping: Callable[[], bool],
+        recheck: bool = False,
+        repair: bool = False,
+        seed: int = 0,
     ) -> None:
         self._target = target
         self._stores = {store.name: store for store in stores}
         self._names = names
-        self._jobs = jobs
-        self._limit = limit
-        self._sample = sample
-        self._narrowed = narrowed
+        self._options = Options(jobs, limit, sample, recheck, repair, seed, narrowed)
         self._listener = listener
         self._stopping = stopping
-        self._problems: dict[str, str] = {}
-        self._findings: dict[int, Findings] = {}
 
     def run(self) -> VerificationReport:
         """Verify.
@@ -82,15 +105,35 @@ class Verifier:
         self._listener.phase(f"target: {self._target.description}")
         with connect(self._target.dsn, autocommit=True) as connection:
             check_schema(connection, self._names)
-            self._ledger = Ledger(connection, self._names)
-            self._catalogue = Catalogue(connection, self._names)
-            run_id = self._ledger.start_run("verify")
+            ledger = Ledger(connection, self._names)
+            followed = {name: number for number, name in connection.execute(self._names.format(_FOLLOWED))}
+            if self._options.repair:
+                refuse_followed(followed, self._stores)
+            run_id = ledger.start_run("verify")
             try:
-                report = self._verify(connection, run_id, started)
+                with self._workers() as workers:
+                    scope = Scope(
+                        connection,
+                        self._names,
+                        Catalogue(connection, self._names),
+                        ledger,
+                        run_id,
+                        self._stores,
+                        workers,
+                        self._listener,
+                        self._options,
+                        followed=followed,
+                    )
+                    report, damage = self._verify(scope, started)
+                    if self._options.repair and report.status == "different":
+                        repairs = mend(scope, damage.structure, damage.datasets, damage.unsound)
+                        again = replace(scope, problems={}, notes={}, findings={})
+                        self._listener.phase("verifying again")
+                        report = replace(self._verify(again, started)[0], repairs=tuple(repairs))
             except BaseException as error:
                 if not connection.closed:
                     ended = "interrupted" if isinstance(error, StoppedError) else "failed"
-                    self._ledger.finish_run(run_id, ended, {"error": str(error)})
+                    ledger.finish_run(run_id, ended, {"error": str(error)})
                 raise
             for dataset in report.datasets:
                 connection.execute(
@@ -105,141 +148,110 @@ class Verifier:
                         "differences": dataset.differences,
                     },
                 )
-            found = {"problems": list(report.problems), "narrowed": self._narrowed, "sampled": report.sampled}
-            self._ledger.finish_run(run_id, report.status, found)
+            narrowed = self._options.narrowed
+            found = {"problems": list(report.problems), "narrowed": narrowed, "sampled": report.sampled}
+            ledger.finish_run(run_id, report.status, found)
             return report
-
-    def _verify(self, connection: psycopg.Connection, run_id: int, started: float) -> VerificationReport:
-        known = {source.name: source for source in self._catalogue.sources()}
-        for name, store in self._stores.items():
-            if store.problem is not None:
-                self._problems[name] = store.problem
-            elif name not in known:
-                self._problems[name] = "is not in PostgreSQL: run `iceburg-db migrate`"
-            elif known[name].problem is not None:
-                self._problems[name] = f"was not migrated: {known[name].problem}"
-        if not self._narrowed:
-            for name in known:
-                if name not in self._stores:
-                    self._problems[name] = "is in PostgreSQL and not in the data directory"
-        datasets = [d for d in self._catalogue.datasets() if d.source in self._stores and self._readable(d.source)]
-        kept = self._ledger.kept_counts()
-        counts = {dataset.dataset_id: dataset.target().count(connection) for dataset in datasets}
-        self._findings = {dataset.dataset_id: Findings() for dataset in datasets}
-        with OpenStores() as stores, self._workers() as workers:
-            self._find_unmigrated(stores, datasets)
-            self._compare(workers, datasets, kept)
-            if self._sample is None:
-                self._find_surplus(workers, datasets, counts, kept)
-        results = tuple(
-            DatasetVerification(
-                dataset=dataset.name,
-                source=dataset.source,
-                source_rows=self._findings[dataset.dataset_id].source_rows,
-                target_rows=counts[dataset.dataset_id],
-                quarantined_rows=kept[dataset.dataset_id][1],
-                compared_rows=self._findings[dataset.dataset_id].matched_rows
-                + self._findings[dataset.dataset_id].quarantined,
-                differences=self._findings[dataset.dataset_id].difference_count,
-            )
-            for dataset in datasets
-        )
-        differences = tuple(d for dataset in datasets for d in self._findings[dataset.dataset_id].differences)
-        surplus = tuple(unowned_rows(connection, self._names))
-        identical = not (differences or surplus or self._problems)
-        return VerificationReport(
-            run_id=run_id,
-            status="identical" if identical else "different",
-            seconds=round(time.monotonic() - started, 3),
-            datasets=results,
-            differences=differences + surplus,
-            problems=tuple({"source": name, "problem": text} for name, text in self._problems.items()),
-            sampled=self._sample is not None,
-        )
-
-    def _readable(self, store: str) -> bool:
-        return self._stores[store].problem is None
 
     def _workers(self) -> Workers:
         return Workers(
-            self._jobs,
+            self._options.jobs,
             self._target.dsn,
             self._names,
             stopping=self._stopping,
             on_advance=self._listener.advance,
         )
 
-    def _find_unmigrated(self, stores: OpenStores, datasets: list[Dataset]) -> None:
-        """Note the tables and collections that the target does not know, and count what is compared."""
+    def _verify(self, scope: Scope, started: float) -> tuple[VerificationReport, _Damage]:
+        self._look_at_stores(scope)
+        datasets = [d for d in scope.catalogue.datasets() if scope.can_read(d)]
+        for dataset in datasets:
+            scope.of(dataset)
+        kept = scope.ledger.kept_counts()
+        with OpenStores() as stores:
+            self._find_unmigrated(scope, stores, datasets)
+            structure = check_structure(scope, stores, datasets)
+            definitions, unusable = check_definitions(scope, stores, datasets)
+            definitions += check_collections(scope, structure)
+            usable = [d for d in datasets if d.dataset_id not in structure.unusable | unusable]
+            comparison = RecordComparison(scope, stores)
+            comparison.run(usable, kept)
+            counts = dict.fromkeys((d.dataset_id for d in datasets), 0) | count_rows(scope, usable)
+            if scope.options.sample is None:
+                comparison.find_surplus(usable, counts)
+            comparison.save_proofs(usable)
+        whole = [dataset for dataset in usable if comparison.is_whole(dataset)]
+        soundness, recall = Soundness(why_not="is not asked with a sample"), []
+        if scope.options.sample is None:
+            soundness = check_soundness(scope, structure)
+            recall = measure_recall(scope, whole, counts, structure)
+        answered = ask_questions(scope, whole, kept, self._target.dsn)
+        records = [d for dataset in datasets for d in scope.of(dataset).differences]
+        differences = [*(finding.difference for finding in structure.findings), *soundness.differences, *definitions]
+        differences += [*records, *unowned_rows(scope.connection, scope.names, structure.missing_tables())]
+        problems = scope.all_problems()
+        is_same = all(query.identical for query in answered.queries)
+        report = VerificationReport(
+            run_id=scope.run_id,
+            status="identical" if is_same and not (differences or problems) else "different",
+            seconds=round(time.monotonic() - started, 3),
+            datasets=tuple(_result(dataset, scope.of(dataset), counts, kept) for dataset in datasets),
+            differences=tuple(differences),
+            problems=tuple({"source": name, "problem": text} for name, text in problems.items()),
+            queries=tuple(answered.queries),
+            not_asked=tuple(answered.not_asked),
+            recall=tuple(recall),
+            structure=StructureVerification(len(structure.expectations), soundness.checked, soundness.why_not),
+            sampled=scope.options.sample is not None,
+            seed=scope.options.seed,
+        )
+        wrong = tuple(dataset for dataset in whole if scope.of(dataset).difference_count)
+        return report, _Damage(structure, wrong, soundness.unsound)
+
+    def _look_at_stores(self, scope: Scope) -> None:
+        """Note the stores that cannot be verified."""
+        known = {source.name: source for source in scope.catalogue.sources()}
+        for name, store in scope.stores.items():
+            if store.problem is not None:
+                scope.problems[name] = store.problem
+            elif name not in known:
+                scope.problems[name] = "is not in PostgreSQL: run `iceburg-db migrate`"
+            elif known[name].problem is not None:
+                scope.problems[name] = f"was not migrated: {known[name].problem}"
+        if not scope.options.narrowed:
+            for name in known:
+                if name not in scope.stores:
+                    scope.problems[name] = "is in PostgreSQL and not in the data directory"
+
+    def _find_unmigrated(self, scope: Scope, stores: OpenStores, datasets: list[Dataset]) -> None:
+        """Note the tables and collections that the target does not know, and say how much is compared."""
         migrated = {dataset.name for dataset in datasets}
-        for name, store in self._stores.items():
-            if name in self._problems:
+        for name, store in scope.stores.items():
+            if name in scope.problems:
                 continue
             try:
                 found = stores.dataset_names(store)
             except SourceError as error:
-                self._problems[name] = error.without(name)
+                scope.problems[name] = error.without(name)
                 continue
             missing = [dataset for dataset in found if dataset not in migrated]
             if missing:
-                self._problems[name] = f"{', '.join(missing)}: not in PostgreSQL, run `iceburg-db migrate`"
+                scope.note_problem(name, f"{', '.join(missing)}: not in PostgreSQL, run `iceburg-db migrate`")
         for dataset in datasets:
             if dataset.source_rows is not None:
-                self._listener.expect(dataset.name, dataset.source_rows, 0)
+                scope.listener.expect(dataset.name, dataset.source_rows, 0)
 
-    def _compare(self, workers: Workers, datasets: list[Dataset], kept: dict[int, tuple[int, int]]) -> None:
-        tasks = [
-            CompareTask(
-                self._stores[dataset.source],
-                dataset,
-                after,
-                upto,
-                self._limit,
-                None if self._sample is None else -(-self._sample // len(ranges)),
-                keeps=any(kept[dataset.dataset_id]),
-            )
-            for dataset in datasets
-            for ranges in [self._ranges(dataset)]
-            for after, upto in ranges
-        ]
-        for outcome in workers.run(run_compare, tasks):
-            dataset = outcome.task.dataset
-            if isinstance(outcome.error, SourceError):
-                self._problems[dataset.source] = outcome.error.without(dataset.source)
-            elif outcome.error is not None:
-                raise outcome.error
-            else:
-                self._findings[dataset.dataset_id].add(outcome.result, self._limit)
 
-    def _ranges(self, dataset: Dataset) -> list[tuple[Key | None, Key | None]]:
-        return [(stream.after, stream.upto) for stream in self._ledger.streams(dataset.dataset_id)]
-
-    def _find_surplus(
-        self,
-        workers: Workers,
-        datasets: list[Dataset],
-        counts: dict[int, int],
-        kept: dict[int, tuple[int, int]],
-    ) -> None:
-        """Find rows, and kept records, that no record of the source has."""
-        tasks = []
-        for dataset in datasets:
-            if dataset.source in self._problems:
-                continue
-            findings = self._findings[dataset.dataset_id]
-            if counts[dataset.dataset_id] != findings.matched_rows:
-                tasks.append(SurplusTask(self._stores[dataset.source], dataset, self._limit))
-            for what, expected, found in (
-                ("originals", findings.originals, kept[dataset.dataset_id][0]),
-                ("quarantined records", findings.quarantined, kept[dataset.dataset_id][1]),
-            ):
-                if expected != found:
-                    findings.note(RecordDifference(dataset.name, "", f"({what})", expected, found), self._limit)
-        for outcome in workers.run(run_surplus, tasks):
-            if outcome.error is not None:
-                raise outcome.error
-            findings = self._findings[outcome.task.dataset.dataset_id]
-            for difference in outcome.result:
-                findings.note(difference, self._limit)
-            surplus = counts[outcome.task.dataset.dataset_id] - findings.matched_rows
-            findings.difference_count += max(0, surplus - len(outcome.result))
+def _result(
+    dataset: Dataset, findings: Findings, counts: dict[int, int], kept: dict[int, tuple[int, int]]
+) -> DatasetVerification:
+    return DatasetVerification(
+        dataset=dataset.name,
+        source=dataset.source,
+        source_rows=findings.source_rows,
+        target_rows=counts[dataset.dataset_id],
+        quarantined_rows=kept[dataset.dataset_id][1],
+        compared_rows=findings.matched_rows + findings.quarantined,
+        differences=findings.difference_count,
+        unchanged_rows=findings.unchanged,
+    )
