@@ -1,12 +1,13 @@
 """The command ``iceburg-db``: one function a command, no logic of its own."""
 
-from iceburg.cli import adoption, cutover, finalize, follow, log, migration, monitor, server, verification
+from iceburg.cli import adoption, cutover, dashboard, finalize, follow, log, migration, monitor, server, verification
 from iceburg.cli.application import app
 
 __all__ = [
     "adoption",
     "app",
     "cutover",
+    "dashboard",
     "finalize",
     "follow",
     "log",
