@@ -1,1 +1,1 @@
-"""The dashboard: one page on loopback that shows an installation on its way to PostgreSQL, and its figures for Prometheus."""
+"""The dashboard: one page on loopback that shows an installation on its way, and its figures for Prometheus."""

@@ -66,11 +66,11 @@ function showLive() {
 
 const said = (name, value) => `${name} ${value}`;
 const lagChart = new Chart(byId("lag-chart"), {
-  height: 130, least: 0.1, format: seconds, label: "Lag", keyboard: true,
+  height: 170, least: 0.1, format: seconds, label: "Lag", keyboard: true,
   readout: (at) => readout("lag-readout", at, (p) => said("", seconds(p.lag_seconds))),
 });
 const pendingChart = new Chart(byId("pending-chart"), {
-  height: 130, least: 10, format: (n) => count(Math.round(n)), label: "Pending changes", keyboard: true,
+  height: 170, least: 10, format: (n) => count(Math.round(n)), label: "Pending changes", keyboard: true,
   readout: (at) => readout("pending-readout", at, (p) => `${count(p.pending_changes)} changes${p.pending_bytes ? `, and ${bytes(p.pending_bytes)} of JSONL` : ""}`),
 });
 

@@ -190,14 +190,14 @@ export const windowName = (latency) => ({ 15: "last 15 min", 60: "last hour", 36
 export function showGate(gate) {
   const broken = gate.conditions.filter((condition) => !condition.held);
   say("gate-said", broken.length
-    ? `${broken.length} of ${gate.conditions.length} conditions do not hold: ${broken.map((c) => c.title).join(", ")}.`
+    ? `${broken.length} of ${gate.conditions.length} conditions do not hold.`
     : "Every condition holds.");
   byId("gate").replaceChildren(...gate.conditions.map((condition) =>
     h("li", { class: condition.held ? "held" : "broken", "data-condition": condition.name },
       h("span", { class: "mark", "aria-hidden": "true" }, condition.held ? "✓" : "✕"),
       h("div", {},
         h("b", {}, condition.title), h("span", { class: "hidden" }, condition.held ? ": holds" : ": does not hold"),
-        h("p", { class: "figures" }, h("span", {}, condition.measured), ` · asked for: ${condition.limit}`),
+        h("p", { class: "figures" }, h("span", {}, ...withCode(condition.measured)), " · asked for: ", ...withCode(condition.limit)),
         condition.held || !condition.hint ? null : h("p", { class: "hint" }, ...withCode(condition.hint))))));
 }
 
@@ -206,24 +206,32 @@ export function showGate(gate) {
 export function showMigration(migration) {
   byId("installation").textContent = migration.installation ?? "";
   const going = migration.datasets.filter((dataset) => dataset.phase !== "complete");
-  const left = Math.max(...going.map((dataset) => dataset.seconds_left ?? 0), 0);
+  const missing = going.reduce((sum, d) => sum + Math.max(0, (d.total_rows ?? 0) - d.copied_rows - d.quarantined_rows), 0);
+  const rate = going.reduce((sum, d) => sum + (d.rate ?? 0), 0);
   say("migration-said", !migration.datasets.length
     ? "Nothing is being migrated yet."
     : !going.length ? `Complete: ${migration.datasets.length} datasets.`
-    : `${going.length} of ${migration.datasets.length} datasets are under way${left ? `; about ${seconds(left)} left` : ""}.`);
+    : !missing ? `All records are copied; indexes and constraints of ${going.length} datasets are being made.`
+    : `${records(missing)} to be copied${rate ? `, ${count(Math.round(rate))}/s: about ${seconds(missing / rate)} left` : ""}. ${migration.datasets.length - going.length} of ${migration.datasets.length} datasets are complete.`);
   byId("migration").replaceChildren(migration.datasets.length ? table("Progress of each dataset", [
     ["Dataset", false, (d) => d.dataset],
-    ["Goes to", false, (d) => h("span", { class: "muted" }, d.target)],
+    ["Goes to", false, (d) => h("span", { class: "muted wrap" }, d.target)],
     ["State", false, (d) => d.phase],
     ["Progress", false, progress],
     ["Copied", true, (d) => count(d.copied_rows)],
     ["Of", true, (d) => (d.total_rows === null ? "counting" : count(d.total_rows))],
-    ["Rate", true, (d) => (d.rate === null ? "" : `${count(Math.round(d.rate))}/s`)],
+    ["Rate", true, (d) => (!d.rate ? "" : `${count(Math.round(d.rate))}/s`)],
     ["Time left", true, (d) => (d.seconds_left === null ? "" : seconds(d.seconds_left))],
     ["Quarantined", true, (d) => (d.quarantined_rows ? h("span", { class: "warn-text" }, count(d.quarantined_rows)) : "0")],
     ["Originals kept", true, (d) => count(d.preserved_originals)],
-  ], migration.datasets) : empty("`iceburg-db migrate --live DATA_DIR` copies everything; its progress is shown here."));
+  ], [...migration.datasets].sort(byInterest)) : empty("`iceburg-db migrate --live DATA_DIR` copies everything; its progress is shown here."));
   showHistory(migration);
+}
+
+/** What is being copied now comes first, then what is to be copied, then the rest; each by size. */
+function byInterest(a, b) {
+  const rank = (d) => (d.phase === "complete" ? 2 : d.rate ? 0 : 1);
+  return rank(a) - rank(b) || (b.total_rows ?? 0) - (a.total_rows ?? 0) || (a.dataset < b.dataset ? -1 : 1);
 }
 
 function progress(dataset) {
