@@ -55,6 +55,7 @@ _COUNT_AGAIN: Final = 60.0
 _PATIENCE: Final = 3.0
 _STOPPING: Final = 5.0
 _DEAD: Final = 60.0
+_SPEAKS_EVERY: Final = 3.0
 
 
 def open_connection(target: Target, names: SchemaNames) -> psycopg.Connection:
@@ -173,7 +174,7 @@ class Observer:
             sources,
             sum(s.pending or 0 for s in sources if s.kind != "jsonl"),
             sum(s.pending or 0 for s in sources if s.kind == "jsonl"),
-            max((s.lag_seconds for s in sources), default=0.0),
+            max((*(s.lag_seconds for s in sources), _lag_of(self._known.target if reachable else None))),
         )
         point = Point(now.at.timestamp(), now.lag_seconds, now.pending_changes, now.pending_bytes, reachable)
         with self._lock:
@@ -210,7 +211,7 @@ class Observer:
         self._overcome("copy")
 
     def _total(self, copied: Copied) -> int | None:
-        if copied.dataset.source_rows is not None:
+        if copied.dataset.source_rows is not None or copied.dataset.phase == "complete":
             return copied.dataset.source_rows
         store = self._stores.get(copied.dataset.source)
         return None if store is None else self._totals.of(copied.dataset, store)
@@ -320,6 +321,12 @@ class Round(threading.Thread):
             self._ending.wait(max(0.05, self._interval - (self.looked - began)))
         if connection is not None:
             connection.close()
+
+
+def _lag_of(target: TargetNow | None) -> float:
+    """Return the lag as a follower that is at work knows it: more exactly than looks once a second tell it."""
+    follower = None if target is None else target.follower
+    return follower.lag_seconds if follower is not None and follower.silent_seconds < _SPEAKS_EVERY else 0.0
 
 
 def _words(error: Exception) -> tuple[str, str]:

@@ -84,10 +84,8 @@ def fields_of(dataset: Dataset, record: bytes) -> tuple[Field, ...]:
     """Return the values of a record as its quarantine keeps it."""
     unpacked: Any = dataset.mapping().unpack(record)
     if isinstance(unpacked, Line):
-        return (
-            Field("byte offset", "integer", str(unpacked.offset)),
-            _field("line", unpacked.raw.decode("utf-8", "surrogateescape")),
-        )
+        # Its offset is its key.
+        return (_field("line", unpacked.raw.decode("utf-8", "surrogateescape")),)
     if isinstance(unpacked, ChromaRecord):
         metadata = None if unpacked.metadata is None else repr(unpacked.metadata)
         return (

@@ -105,7 +105,8 @@ class DatasetProgress:
     dataset, source, target, phase
         Which; where its rows are; ``loading``, ``loaded`` or ``complete``.
     total_rows
-        Records in the store: counted at the end of the copy, before that now and then; None where not known yet.
+        Records in the store: counted at the end of the copy, before that now and then; None where not known yet, and of
+        what was never copied because it was new and small: the follower applies it.
     copied_rows, quarantined_rows, preserved_originals
         Rows copied; records that became none; values kept beside their row.
     rate
@@ -277,7 +278,7 @@ def progress_of(copied: Copied, total: int | None, rate: float | None) -> Datase
         dataset.source,
         f"{dataset.target_schema}.{dataset.target_table}",
         dataset.phase,
-        dataset.source_rows if dataset.source_rows is not None else total,
+        dataset.source_rows if complete or dataset.source_rows is not None else total,
         copied.records - copied.quarantined,
         copied.quarantined,
         copied.originals,

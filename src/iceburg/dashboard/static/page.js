@@ -66,11 +66,11 @@ function showLive() {
 
 const said = (name, value) => `${name} ${value}`;
 const lagChart = new Chart(byId("lag-chart"), {
-  height: 170, least: 0.1, format: seconds, label: "Lag", keyboard: true,
+  height: 185, least: 0.1, format: seconds, label: "Lag", keyboard: true,
   readout: (at) => readout("lag-readout", at, (p) => said("", seconds(p.lag_seconds))),
 });
 const pendingChart = new Chart(byId("pending-chart"), {
-  height: 170, least: 10, format: (n) => count(Math.round(n)), label: "Pending changes", keyboard: true,
+  height: 185, least: 10, format: (n) => count(Math.round(n)), label: "Pending changes", keyboard: true,
   readout: (at) => readout("pending-readout", at, (p) => `${count(p.pending_changes)} changes${p.pending_bytes ? `, and ${bytes(p.pending_bytes)} of JSONL` : ""}`),
 });
 
@@ -84,7 +84,8 @@ function readout(id, at, words) {
 function drawLag() {
   if (!points.length) return;
   const to = points.at(-1).at;
-  const from = to - SHOWN_SECONDS;
+  // Not more of an empty axis than two minutes.
+  const from = Math.max(to - SHOWN_SECONDS, Math.min(points[0].at, to - 120));
   const shown = points.filter((p) => p.at >= from);
   const away = [];
   for (const point of shown) {
@@ -144,12 +145,15 @@ function drawLatency() {
     }));
     if (!operations.length) host.replaceChildren(h("p", { class: "empty" }, latency.sides.length ? `Nothing of that kind was measured in this window; the other button has figures.` : NOT_MEASURED.replaceAll("`", "")));
   }
+  // What came before the first measurement is left out, down to a quarter of the window.
+  const first = Math.min(...operations.flatMap(([, sides]) => sides.flatMap((side) => side.course.at)));
+  const begin = Math.max(latency.since, Math.min(first, latency.until - latency.minutes * 15));
   for (const [name, sides] of operations) {
     const { numbers, chart } = multiples.get(name);
     numbers.replaceChildren(figuresOf(name, sides));
     chart.options.gap = latency.step * 2.5;
     chart.set({
-      from: latency.since, to: latency.until,
+      from: begin, to: latency.until,
       series: sides.flatMap((side) => ["p50", "p95"].map((which) => ({
         name: `${SIDES[side.side]} ${which}`, side: side.side, thin: which === "p50",
         // A step's point stands in its middle.

@@ -158,7 +158,7 @@ export function showKey(parts, latency) {
   const tile = (title, value, note, mark) => tiles.push(h("div", {}, h("dt", {}, title), h("dd", { class: mark }, value, h("small", {}, note))));
   if (migration) {
     const copied = migration.datasets.reduce((sum, d) => sum + d.copied_rows, 0);
-    const all = migration.datasets.reduce((sum, d) => sum + (d.total_rows ?? d.copied_rows + d.quarantined_rows), 0);
+    const all = migration.datasets.reduce((sum, d) => sum + (d.phase === "complete" ? d.copied_rows + d.quarantined_rows : d.total_rows ?? 0), 0);
     const done = copied + migration.datasets.reduce((sum, d) => sum + d.quarantined_rows, 0);
     tile("Copied", percent(Math.min(done, all), all), `${count(copied)} of ${count(all)} rows`);
   }
@@ -219,7 +219,7 @@ export function showMigration(migration) {
     ["State", false, (d) => d.phase],
     ["Progress", false, progress],
     ["Copied", true, (d) => count(d.copied_rows)],
-    ["Of", true, (d) => (d.total_rows === null ? "counting" : count(d.total_rows))],
+    ["Of", true, (d) => (d.total_rows !== null ? count(d.total_rows) : d.phase === "complete" ? "–" : "counting")],
     ["Rate", true, (d) => (!d.rate ? "" : `${count(Math.round(d.rate))}/s`)],
     ["Time left", true, (d) => (d.seconds_left === null ? "" : seconds(d.seconds_left))],
     ["Quarantined", true, (d) => (d.quarantined_rows ? h("span", { class: "warn-text" }, count(d.quarantined_rows)) : "0")],
