@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +19,6 @@ from pydantic import SecretStr
 from iceburg.config import Settings
 from iceburg.database.connection import connect
 from iceburg.database.embedded import EmbeddedServer
-from iceburg.database.protocol import Entity
 from iceburg.database.schema import schema_names
 from iceburg.database.unified_db import UnifiedDatabase
 from iceburg.demo.generator import generate
@@ -45,10 +43,12 @@ class World:
     def __init__(self, folder: Path, home: Path) -> None:
         self.data, self.home, self.port = folder / "data", home, 0
         generate(self.data, entities=150, vectors=20, metadata_rows=5, lines=40, conversations=30)
+        # Its 66 tables would show nothing that the others do not.
+        (self.data / "data" / "iceburg_unified.db").unlink()
         (self.data / "hostile.jsonl").write_text("".join(f"{n} {HOSTILE}\n" for n in range(25)), "utf-8")
         self.server = EmbeddedServer(home, overrides=FAST)
         self.dsn = self.server.database_for(self.data)
-        self.variables = {"ICEBURG_HOME": str(home)}
+        self.variables: Any = {"ICEBURG_HOME": str(home)}
         live = run_program("migrate", self.data, "--live", "--dsn", self.dsn, "--jobs", "1", **self.variables)
         assert live.returncode == 1, live.stderr  # 1: there is a quarantine
         assert run_program("follow", self.data, "--once", "--dsn", self.dsn, **self.variables).returncode == 0
@@ -89,14 +89,15 @@ class World:
 
     def close(self) -> None:
         """End it all."""
-        for program in (self.dashboard, self.follower):
-            program.send_signal(signal.SIGINT)
-        try:
-            assert self.dashboard.wait(15) == 0
-        finally:
-            for program in (self.dashboard, self.follower):
-                if program.poll() is None and program.wait(15) is None:
-                    os.killpg(program.pid, signal.SIGKILL)
+        self.stop(self.dashboard)
+        self.follower.send_signal(signal.SIGINT)
+        assert self.follower.wait(20) == 0
+
+    def stop(self, program: subprocess.Popen[str]) -> None:
+        """End a dashboard as Ctrl-C does."""
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate(timeout=20)
+        assert (program.returncode, said) == (0, "Stopping.\n")
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,7 @@ def test_the_migration_shows_what_was_copied(browser: Browser, world: World) -> 
         for name, schema, table, phase, copied, quarantined, originals in rows(
             world.dsn,
             "SELECT name, target_schema, target_table, phase,"
-            " (SELECT coalesce(sum(rows), 0)::bigint FROM iceburg_migration.chunks c WHERE c.dataset_id = d.dataset_id),"
+            " (SELECT coalesce(sum(rows), 0)::int FROM iceburg_migration.chunks c WHERE c.dataset_id = d.dataset_id),"
             " (SELECT count(*) FROM iceburg_migration.quarantine q WHERE q.dataset_id = d.dataset_id),"
             " (SELECT count(*) FROM iceburg_migration.originals o WHERE o.dataset_id = d.dataset_id)"
             " FROM iceburg_migration.datasets d",
@@ -160,7 +161,7 @@ def test_the_migration_shows_what_was_copied(browser: Browser, world: World) -> 
     with opened(browser, world) as page:
         table = {row[0]: row for row in page.rows("#migration")}
         assert table.keys() == truth.keys()
-        assert len(table) > 20
+        assert len(table) > 10
         for name, (target, phase, copied, quarantined, originals) in truth.items():
             row = table[name]
             assert (row[1], row[2], row[4]) == (target, phase, shown(copied)), name
@@ -175,9 +176,10 @@ def test_the_migration_shows_what_was_copied(browser: Browser, world: World) -> 
         moves = rows(world.dsn, "SELECT from_phase, to_phase FROM iceburg_migration.phase_changes ORDER BY 1 DESC")
         assert sorted((row[1], row[2]) for row in page.rows("#moves")) == sorted(moves)
         runs = rows(
-            world.dsn, "SELECT run_id || ' ' || command, status FROM iceburg_migration.runs ORDER BY run_id DESC"
+            world.dsn,
+            "SELECT run_id || ' ' || command, status FROM iceburg_migration.runs ORDER BY run_id DESC LIMIT 8",
         )
-        assert [(row[0], row[3]) for row in page.rows("#runs")] == runs[:8]
+        assert [(row[0], row[3]) for row in page.rows("#runs")] == runs
 
 
 def test_the_gate_is_that_of_the_cutover(browser: Browser, world: World) -> None:
@@ -313,8 +315,8 @@ def test_it_is_readable_at_the_width_of_a_phone(browser: Browser, world: World, 
 
 def test_it_is_used_by_keyboard_alone(browser: Browser, world: World) -> None:
     with opened(browser, world) as page:
-        where = "() => { const e = document.activeElement; return [e.tagName, (e.id || e.textContent).trim().slice(0, 40)] }"
-        seen = "() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle !== 'none' || s.position === 'fixed' }"
+        where = "() => { const e = document.activeElement; return [e.tagName, (e.id || e.textContent).trim()] }"
+        seen = "() => getComputedStyle(document.activeElement).outlineStyle !== 'none'"
         page.page.keyboard.press("Tab")
         assert page.page.evaluate(where) == ["A", "Skip to the figures"]
         page.page.keyboard.press("Enter")
@@ -323,7 +325,7 @@ def test_it_is_used_by_keyboard_alone(browser: Browser, world: World) -> None:
         for _ in range(60):
             page.page.keyboard.press("Tab")
             reached.append(page.page.evaluate(where)[1])
-            if reached[-1] == "BODY" or reached[-1] == "quarantine-after":
+            if reached[-1] == "quarantine-after":
                 break
             assert page.page.evaluate(seen), f"nobody sees that {reached[-1]} has the focus"
             if reached[-1] == "lag-chart":
@@ -369,8 +371,7 @@ def test_it_outlives_postgresql_and_its_own_server(browser: Browser, world: Worl
         page.wait("() => document.querySelector('#live').textContent === 'Live'")
         assert page.text("#notices") == ""
         assert page.page.locator("#lag-chart rect.away").count() == 1
-        world.dashboard.send_signal(signal.SIGINT)
-        assert world.dashboard.wait(15) == 0
+        world.stop(world.dashboard)
         page.wait("() => document.querySelector('#live').textContent.startsWith('The dashboard does not answer')")
         world.dashboard = world.serve()
         page.wait("() => document.querySelector('#live').textContent === 'Live'")
