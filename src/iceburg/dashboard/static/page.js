@@ -2,13 +2,13 @@
 
 import { Chart, clock, svg } from "/chart.js";
 import {
-  NOT_MEASURED, SIDES, byId, byOperation, count, figuresOf, h, millis, seconds, showFigures, showGate, showKept, showKey,
+  NOT_MEASURED, SIDES, byId, byOperation, count, figuresOf, h, lag, millis, seconds, showFigures, showGate, showKept, showKey,
   showLagTable, showMigration, showMismatches, showNow, showQuarantine, showState, showStores, bytes,
 } from "/panels.js";
 
 const KEPT_SECONDS = 1800;
 const SHOWN_SECONDS = 900;
-const SILENT_SECONDS = 6;
+const SILENT_SECONDS = 4;
 const LATENCY_EVERY = 10000;
 
 const parts = {};
@@ -64,10 +64,9 @@ function showLive() {
 
 // Lag and pending changes
 
-const said = (name, value) => `${name} ${value}`;
 const lagChart = new Chart(byId("lag-chart"), {
   height: 185, least: 0.1, format: seconds, label: "Lag", keyboard: true,
-  readout: (at) => readout("lag-readout", at, (p) => said("", seconds(p.lag_seconds))),
+  readout: (at) => readout("lag-readout", at, (p) => lag(p.lag_seconds, p.pending_changes + p.pending_bytes)),
 });
 const pendingChart = new Chart(byId("pending-chart"), {
   height: 185, least: 10, format: (n) => count(Math.round(n)), label: "Pending changes", keyboard: true,
@@ -77,8 +76,8 @@ const pendingChart = new Chart(byId("pending-chart"), {
 function readout(id, at, words) {
   const point = at === null ? points.at(-1) : points.find((p) => p.at === at);
   if (!point) return;
-  const highest = at === null ? "now" : clock(point.at, true);
-  byId(id).textContent = `${highest}: ${words(point).trim()}${point.reachable ? "" : ", PostgreSQL away"}`;
+  const when = at === null ? "now" : clock(point.at, true);
+  byId(id).textContent = `${when}: ${words(point).trim()}${point.reachable ? "" : ", PostgreSQL away"}`;
 }
 
 function drawLag() {

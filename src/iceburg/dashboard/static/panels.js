@@ -52,6 +52,8 @@ export function seconds(value) {
   if (value < 172800) return `${three(value / 3600)} h`;
   return `${three(value / 86400)} d`;
 }
+/** A lag is seen to the second: what is pending and was not seen before is younger than that. */
+export const lag = (value, pending) => (pending && value < 0.001 ? "< 1 s" : seconds(value));
 export const millis = (value) => (value === null || value === undefined ? "–" : `${three(value * 1000)} ms`);
 
 export function bytes(value) {
@@ -164,7 +166,7 @@ export function showKey(parts, latency) {
   }
   if (now) {
     tile("Pending", count(now.pending_changes), `changes${now.pending_bytes ? `, ${bytes(now.pending_bytes)} of JSONL` : ""}`);
-    tile("Lag", seconds(now.lag_seconds), "oldest change not applied");
+    tile("Lag", lag(now.lag_seconds, now.pending_changes + now.pending_bytes), "oldest change pending");
   }
   if (gate) {
     const held = gate.conditions.filter((condition) => condition.held).length;
@@ -173,10 +175,10 @@ export function showKey(parts, latency) {
   if (latency) {
     const compared = latency.comparisons.reduce((sum, c) => sum + c.comparisons, 0);
     const different = latency.comparisons.reduce((sum, c) => sum + c.mismatches, 0);
-    tile("Mismatches", count(different), `in ${count(compared)} comparisons, ${windowName(latency)}`, different ? "bad-text" : null);
+    tile("Mismatches", count(different), `of ${count(compared)} compared, ${windowName(latency)}`, different ? "bad-text" : null);
     const calls = latency.sides.reduce((sum, s) => sum + s.calls, 0);
     const errors = latency.sides.reduce((sum, s) => sum + s.errors, 0);
-    tile("Errors", count(errors), `in ${count(calls)} calls, ${windowName(latency)}`, errors ? "bad-text" : null);
+    tile("Errors", count(errors), `of ${count(calls)} calls, ${windowName(latency)}`, errors ? "bad-text" : null);
   }
   if (kept) tile("Quarantine", count(kept.records), kept.records === 1 ? "record" : "records");
   if (state) tile("Connections", count(state.server.connections), `of ${count(state.server.max_connections)}; database ${bytes(state.server.size_bytes)}`);
@@ -394,13 +396,13 @@ export function showState(state, target) {
 }
 
 export function showStores(state, now) {
-  const lag = new Map((now?.sources ?? []).map((source) => [source.source, source]));
+  const known = new Map((now?.sources ?? []).map((source) => [source.source, source]));
   byId("stores").replaceChildren(state.sources.length ? table("Stores", [
     ["Store", false, (s) => s.source],
     ["Kind", false, (s) => s.kind],
     ["State", false, (s) => (s.problem ? h("span", { class: "bad-text" }, s.problem) : s.complete ? s.state : "not copied to its end")],
-    ["Pending", true, (s) => pendingOf(s, lag.get(s.source))],
-    ["Lag", true, (s) => (lag.has(s.source) ? seconds(lag.get(s.source).lag_seconds) : "")],
+    ["Pending", true, (s) => pendingOf(s, known.get(s.source))],
+    ["Lag", true, (s) => (known.has(s.source) ? lag(known.get(s.source).lag_seconds, known.get(s.source).pending) : "")],
   ], state.sources, { hideCaption: false }) : empty("No store has been migrated yet."));
 }
 
