@@ -29,7 +29,7 @@ from iceburg.migration.report import MigrationReport
 from iceburg.migration.status import Status
 from iceburg.migration.worker import Advance
 from iceburg.monitoring.cutover import CutoverReport
-from iceburg.monitoring.monitor import WatchReport
+from iceburg.monitoring.watch_report import WatchReport
 from iceburg.monitoring.window import SeenMismatch
 from iceburg.verification.consistency_report import ConsistencyReport
 from iceburg.verification.report import RecordDifference, VerificationReport

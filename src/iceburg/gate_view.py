@@ -9,7 +9,7 @@ from rich.table import Table
 
 from iceburg.monitoring.cutover import CutoverReport
 from iceburg.monitoring.gate import Condition
-from iceburg.monitoring.monitor import WatchReport
+from iceburg.monitoring.watch_report import WatchReport
 from iceburg.monitoring.window import SeenMismatch, Window
 
 _SIDES = {"embedded": "SQLite", "postgres": "PostgreSQL", "dual": "both"}

@@ -48,7 +48,7 @@ def test_there_and_back_and_there(world: World, database: str) -> None:
     run_sql(database, TAMPER)
     back = world.go_back()
     assert (back.status, world.flag_says, world.phase) == ("back", "false", "following")
-    assert "not identical" in back.problems[0]
+    assert "not found identical" in back.problems[0]
     again = world.go_back()
     assert (again.status, again.phase) == ("back", "following")
 
@@ -110,7 +110,7 @@ def test_a_flag_file_that_cannot_be_used_changes_nothing(world: World, tmp_path:
     with pytest.raises(UsageError, match="ICEBURG_FLAG_FILE is not set"):
         world.cut_over(flag_file=None)
     (tmp_path / "file").touch()
-    with pytest.raises((UsageError, NotADirectoryError)):
+    with pytest.raises(UsageError, match="cannot be"):
         world.cut_over(flag_file=tmp_path / "file" / "flag")
     assert world.phase == "following"
     assert world.cut_over(flag_file=None, dry_run=True).flag_file is None

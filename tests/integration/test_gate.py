@@ -27,7 +27,7 @@ from iceburg.monitoring.quarantine import accept_quarantine
 from iceburg.monitoring.window import last_mismatches, layer_processes, read_series, read_window, server_time
 from tests.contract.proxy import Proxy
 from tests.integration.gate_world import LIMITS, MEND, TAMPER, World
-from tests.support import change, run_sql
+from tests.support import change, rows, run_sql
 
 NAMES = schema_names(None)
 
@@ -233,3 +233,11 @@ def test_nothing_is_connected_before_the_files_are_logged(tmp_path: Path, databa
         unified._beside[1].stop()
         assert unified._beside[0]._opened is None
         assert unified._recorder._thread is None
+
+
+def test_a_check_that_could_not_compare_a_new_file_is_none(world: World, database: str) -> None:
+    world.make_ready()
+    change(world.data / "new.db", "CREATE TABLE t (a)")
+    assert world.check().status == "different"
+    assert rows(database, "SELECT status FROM iceburg_migration.runs ORDER BY run_id DESC LIMIT 1") == [("incomplete",)]
+    assert world.broken() == {"complete"}

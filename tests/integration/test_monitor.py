@@ -19,9 +19,11 @@ from iceburg.database.layout import Layout
 from iceburg.database.phases import PhaseError
 from iceburg.errors import TargetError, UsageError
 from iceburg.monitoring.alarm import AlarmCommand
-from iceburg.monitoring.monitor import Monitor, Plan, WatchReport
+from iceburg.monitoring.gate import NAMES as CONDITIONS
+from iceburg.monitoring.monitor import Monitor
 from iceburg.monitoring.probe import Probe
-from iceburg.monitoring.watches import stretches, verdict_of
+from iceburg.monitoring.watch_report import Plan, WatchReport
+from iceburg.monitoring.watches import Watches, stretches, verdict_of
 from iceburg.sources.discovery import discover
 from tests.contract.proxy import Proxy
 from tests.integration.gate_world import LIMITS, MEND, NAMES, TAMPER, World
@@ -131,6 +133,10 @@ def test_a_watch_goes_on_after_a_restart(world: World) -> None:
     assert report.flag is True
     assert verdict(world, 0.0001) == (True, "watched for 0.0 h, every limit kept")
     assert verdict(world, 48) == (False, "watched for 0.0 h, every limit kept")
+    with connect(world.dsn, autocommit=True) as connection:
+        history = Watches(connection, NAMES).history(report.started_at)
+    assert len(history) == report.looks
+    assert {condition["name"] for condition in history[-1][2]} == {"reachable", *CONDITIONS}
     # Another time in phase dual is another watch.
     world.go_back()
     world.cut_over()

@@ -44,8 +44,9 @@ from iceburg.database.schema import schema_names
 from iceburg.errors import UsageError
 from iceburg.monitoring.alarm import AlarmCommand
 from iceburg.monitoring.gate import Limits
-from iceburg.monitoring.monitor import Monitor, Plan, WatchReport
+from iceburg.monitoring.monitor import Monitor
 from iceburg.monitoring.probe import Probe
+from iceburg.monitoring.watch_report import Plan, WatchReport
 from iceburg.records import Store
 
 _PLAN = Plan()

@@ -124,11 +124,6 @@ class Batch:
     tallies: Mapping[Key, Tally]
     differences: tuple[Difference, ...]
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was measured."""
-        return not self.tallies and not self.differences
-
 
 class Measurements:
     """The measurements of one process that nobody has taken yet; safe to be used by several threads, and over forks."""

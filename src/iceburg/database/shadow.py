@@ -20,7 +20,7 @@ from iceburg.database.measurements import Measurements
 from iceburg.database.pairs import Pairs, same_answer
 from iceburg.database.positions import Mark
 from iceburg.database.protocol import Adapter
-from iceburg.errors import IceburgError
+from iceburg.errors import IceburgError, TargetError
 
 # As many comparisons of a side with itself come first, for each operation: what differs there is noise.
 SAME_SIDE_FIRST: Final = 10
@@ -64,7 +64,7 @@ class ShadowReads:
     measurements
         Where what is measured goes.
     on_failure
-        Called when a side could not answer.
+        Called when PostgreSQL could not answer.
     """
 
     def __init__(
@@ -130,7 +130,8 @@ class ShadowReads:
                 self.compare(operation, source, call)
             except (IceburgError, psycopg.Error) as error:
                 _inconclusive(operation)
-                self._on_failure()
+                if isinstance(error, psycopg.Error | TargetError):
+                    self._on_failure()
                 _log.debug("shadow read %s: %s", operation, error)
 
     def compare(self, operation: str, source: str, call: Callable[[Adapter], Any]) -> bool | None:

@@ -208,7 +208,7 @@ def go_back(
         compared = verify()
         verification = compared.summary()
         if compared.status != "identical":
-            problems.append("both sides are not identical; SQLite answers, and has what was acknowledged")
+            problems.append("both sides were not found identical; SQLite answers, and has what was acknowledged")
     except (psycopg.Error, IceburgError) as error:
         what = str(error).strip() if isinstance(error, IceburgError) else f"PostgreSQL: {str(error).strip()}"
         problems.append(what)

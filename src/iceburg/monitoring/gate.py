@@ -210,7 +210,7 @@ def _verified(connection: psycopg.Connection, names: SchemaNames, limits: Limits
 
 def _in_step(connection: psycopg.Connection, names: SchemaNames, stores: Sequence[Store], limits: Limits) -> Condition:
     """See that what is logged now is in PostgreSQL, at once or after a moment: writes are always on their way."""
-    started = time.monotonic()
+    waited, started = False, time.monotonic()
     wanted: dict[str, tuple[str | None, int]] = {}
     for log in read_logs(stores, KnownPositions("", None, _positions(connection, names, stores)), lambda: None):
         if log.problem is None and log.last is not None and log.position is not None:
@@ -225,10 +225,10 @@ def _in_step(connection: psycopg.Connection, names: SchemaNames, stores: Sequenc
         took = time.monotonic() - started
         if not pending or took > limits.patience:
             break
+        waited = True
         time.sleep(_POLL)
     late = [f"{name}: {count:,} pending" for name, count in sorted(pending.items())]
-    # Without a wait it was there when it was looked.
-    caught_up = f", caught up within {took:.2f} s" if took > 2 * _POLL else ""
+    caught_up = f", caught up within {took:.2f} s" if waited else ""
     return Condition(
         "in-step",
         "PostgreSQL is in step",

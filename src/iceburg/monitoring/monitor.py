@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -28,15 +28,17 @@ from iceburg.config import Settings
 from iceburg.database.connection import Target
 from iceburg.database.flag import Flag
 from iceburg.database.phases import Phase, PhaseState, read_phase, require_phase
+from iceburg.database.recorder import sum_up
 from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.errors import IceburgError, TargetError
 from iceburg.migration.session import connect_writer
 from iceburg.migration.worker import StoppedError
 from iceburg.monitoring.alarm import AlarmCommand
 from iceburg.monitoring.cutover import flag_file_of, roll_back, turn_flag
-from iceburg.monitoring.gate import Condition, Limits, evaluate, verification_age
+from iceburg.monitoring.gate import Condition, evaluate, verification_age
 from iceburg.monitoring.probe import Probe
-from iceburg.monitoring.watches import Look, Stretch, Watches, stretches
+from iceburg.monitoring.watch_report import Plan, WatchReport
+from iceburg.monitoring.watches import Look, Watches, stretches
 from iceburg.monitoring.window import Window, read_window, server_time
 from iceburg.records import Store
 
@@ -45,92 +47,6 @@ _KEPT: Final = 10_000
 _TELL_EVERY: Final = 900.0
 _POLL: Final = 0.1
 _TRY_LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How to watch.
-
-    Attributes
-    ----------
-    hours
-        For how long.
-    interval
-        Seconds from look to look.
-    recent
-        Seconds; a look judges what was measured in so many before it.
-    grace
-        Seconds for which a condition may not hold before that counts.
-    auto_rollback
-        Whether to go back to SQLite when an urgent condition has not held for that long.
-    check_every
-        Hours after which both sides are compared anew; 0: never.
-    probe
-        Questions to ask at each look.
-    limits
-        What is asked for.
-    """
-
-    hours: float = 48.0
-    interval: float = 60.0
-    recent: float = 900.0
-    grace: float = 300.0
-    auto_rollback: bool = False
-    check_every: float = 12.0
-    probe: int = 0
-    limits: Limits = field(default_factory=Limits)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it in a form that JSON holds."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class WatchReport:
-    """What a watch has found.
-
-    Attributes
-    ----------
-    status
-        ``kept``: watched for as long as was to be, and every limit kept; ``broken``: watched, and one was not;
-        ``rolled-back``: the flag was turned off; ``ended``: the installation has left phase ``dual``; ``interim``:
-        stopped before its end, the same command goes on.
-    watch_id, started_at, until
-        Which watch, since when and until when.
-    watched_hours, hours, looks
-        For how long somebody looked, for how long one was to, and how often.
-    phase, flag
-        The phase after it, None where PostgreSQL could not be asked; what the flag file says, None where there is none.
-    conditions
-        Over the whole watch.
-    broken
-        When which conditions did not hold.
-    alarms
-        Alarms raised by this run.
-    window
-        Figures of the whole watch; None where PostgreSQL could not be asked.
-    problems
-        What could not be done, in words.
-    """
-
-    status: Literal["kept", "broken", "rolled-back", "ended", "interim"]
-    watch_id: int
-    started_at: datetime
-    until: datetime
-    watched_hours: float
-    hours: float
-    looks: int
-    phase: str | None
-    flag: bool | None
-    conditions: tuple[Condition, ...] = ()
-    broken: tuple[Stretch, ...] = ()
-    alarms: int = 0
-    window: Window | None = None
-    problems: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the document that ``--json`` prints."""
-        return asdict(self)
 
 
 class Monitor:
@@ -186,6 +102,7 @@ class Monitor:
         self._unsaved: list[Look] = []
         self._urgent_since: dict[str, float] = {}
         self._broken: frozenset[str] = frozenset()
+        self._suspected: frozenset[str] = frozenset()
         self._alarms = 0
         self._checking: threading.Thread | None = None
         self._problems: list[str] = []
@@ -285,11 +202,17 @@ class Monitor:
             look = Look(datetime.now(UTC), covered, (away,))
             self._unsaved = [*self._unsaved, look][-_KEPT:]
             return look
+        except (IceburgError, OSError) as error:
+            # Of the files: nothing is known of PostgreSQL by that, and the watch goes on.
+            self._tell(f"could not look: {error}")
+            self._watched -= covered
+            return Look(datetime.now(UTC), 0.0, ())
 
     def _ask_probe(self, connection: psycopg.Connection) -> None:
         if self._probe is not None:
             for problem in self._probe.run(self._plan.probe, connection, self._stopping).problems:
                 self._tell(f"probe: {problem}")
+            sum_up(connection, self._names)
 
     def _check_if_due(self, connection: psycopg.Connection) -> None:
         """Have both sides compared in the background if that was long ago: looks go on meanwhile."""
@@ -349,7 +272,10 @@ class Monitor:
 
     def _raise_alarms(self, look: Look) -> None:
         now = time.monotonic()
-        broken = {condition.name: condition for condition in look.conditions if not condition.held}
+        unmet = {condition.name: condition for condition in look.conditions if not condition.held}
+        # A file that has just been made, and the like, is over by the next look.
+        broken = {name: c for name, c in unmet.items() if c.urgent or name in self._suspected}
+        self._suspected = frozenset(unmet)
         known = {condition.name for condition in look.conditions}
         urgent = {name for name, condition in broken.items() if condition.urgent}
         # What was not asked, because PostgreSQL is away, is not mended.

@@ -38,7 +38,13 @@ def run_recorded(check: ConsistencyCheck, target: Target, names: SchemaNames, *,
                 ended = "interrupted" if isinstance(error, StoppedError) else "failed"
                 ledger.finish_run(run_id, ended, {"error": str(error)})
             raise
-        # Records that changed at every look are no difference, and no proof either.
-        status = "unsettled" if report.is_only_unsettled else report.status
-        ledger.finish_run(run_id, status, {"summary": report.summary(), "narrowed": narrowed})
+        ledger.finish_run(run_id, _status(report), {"summary": report.summary(), "narrowed": narrowed})
     return report
+
+
+def _status(report: ConsistencyReport) -> str:
+    """Return how a check has ended: what could not be compared is no difference, and no proof either."""
+    if report.status == "identical" or report.differences:
+        return report.status
+    # Such as a store that was made a moment ago.
+    return "incomplete" if report.problems else "unsettled"
