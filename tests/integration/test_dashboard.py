@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import prometheus_client
+import psycopg
 import pytest
 
 from iceburg.dashboard.guard import is_loopback, is_own_host
@@ -79,7 +80,7 @@ class Served:
     """A dashboard that is asked over HTTP."""
 
     def __init__(self, program: subprocess.Popen[str], port: int) -> None:
-        self.program, self.port = program, port
+        self.program, self.port, self.dsn = program, port, ""
 
     def ask(self, path: str, *, method: str = "GET", host: str | None = None) -> tuple[int, dict[str, str], bytes]:
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
@@ -115,6 +116,7 @@ def served(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         world.make_ready()
         found = serve(world.data, dsn)
         try:
+            found.dsn = dsn
             yield found
         finally:
             found.program.send_signal(signal.SIGINT)
@@ -169,6 +171,22 @@ def test_the_parts_are_there_and_say_no_secret(served: Served, server_dsn: str) 
     password = re.search(r"password=(\S+)", server_dsn)
     if password is not None:
         assert password[1].encode() not in served.ask("/api/migration")[2]
+
+
+def test_a_postgresql_that_does_not_answer_is_said(served: Served) -> None:
+    def wait(reachable: bool) -> dict[str, Any]:
+        deadline = time.monotonic() + 20
+        while (now := served.part("now"))["reachable"] is not reachable and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return dict(now)
+
+    with psycopg.connect(served.dsn) as connection:
+        connection.execute("LOCK TABLE iceburg_migration.phase IN ACCESS EXCLUSIVE MODE")
+        now = wait(False)
+        assert "PostgreSQL has not answered for" in now["problem"]
+        assert now["phase"] == "following"
+        connection.rollback()
+    assert wait(True)["problem"] is None
 
 
 def test_every_name_in_deploy_is_exposed(served: Served) -> None:

@@ -56,6 +56,10 @@ _PATIENCE: Final = 3.0
 _STOPPING: Final = 5.0
 _DEAD: Final = 60.0
 _SPEAKS_EVERY: Final = 3.0
+_SILENT: Final = 4.0
+_HANGS: Final = (
+    "It takes connections: is it stopped, out of memory or disk, or does somebody hold a lock on a whole table?"
+)
 
 
 def open_connection(target: Target, names: SchemaNames) -> psycopg.Connection:
@@ -113,6 +117,9 @@ class Observer:
         self._trouble: dict[str, str] = {}
         self._points: deque[Point] = deque(maxlen=round(SECONDS / NOW_EVERY))
         self._lock = threading.Lock()
+        self._posting = threading.Lock()
+        self._ending = threading.Event()
+        self._guard = threading.Thread(target=self._guard_now, name="iceburg-guard", daemon=True)
         opened = lambda: open_connection(target, names)  # noqa: E731
         self._rounds = (
             Round("now", NOW_EVERY, opened, self._look_now, self._miss_now),
@@ -124,9 +131,12 @@ class Observer:
         """Begin to look."""
         for one in self._rounds:
             one.start()
+        self._guard.start()
 
     def stop(self) -> None:
         """End; a look that is under way is not waited for longer than some seconds."""
+        self._ending.set()
+        self._guard.join(_STOPPING)
         for one in self._rounds:
             one.end()
         for one in self._rounds:
@@ -158,7 +168,19 @@ class Observer:
             away = False
         self._post_now(not away, what, hint)
 
+    def _guard_now(self) -> None:
+        """Say so where PostgreSQL takes a question and does not answer, which may last; the files are looked at."""
+        (now, *_) = self._rounds
+        while not self._ending.wait(NOW_EVERY):
+            silent = time.monotonic() - now.looked
+            if silent > _SILENT:
+                self._post_now(False, f"PostgreSQL has not answered for {silent:.0f} s.", _HANGS)
+
     def _post_now(self, reachable: bool, problem: str | None, hint: str) -> None:
+        with self._posting:
+            self._post(reachable, problem, hint)
+
+    def _post(self, reachable: bool, problem: str | None, hint: str) -> None:
         target = self._known.target
         sources = self._look_at_logs()
         now = Now(
