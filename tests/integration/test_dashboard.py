@@ -193,7 +193,7 @@ def test_every_name_in_deploy_is_exposed(served: Served) -> None:
     for part in ("migration", "gate", "kept", "state"):
         served.part(part)
     names = exposed(served.ask("/metrics")[2].decode())
-    assert names >= {"iceburg_target_up", "iceburg_gate_condition_held", "iceburg_window_duration_seconds"}
+    assert names >= {"iceburg_target_up", "iceburg_gate_condition_held", "iceburg_window_p95_seconds"}
     for family in vars(metrics).values():
         if isinstance(family, prometheus_client.metrics.MetricWrapperBase):
             (described,) = family.describe()

@@ -47,8 +47,8 @@ def dashboard(
     def rediscover() -> list[Store]:
         return discover(data_dir, exclude=exclude or ())
 
+    rediscover()
     with stoppable("Stopping.\n") as stop, listen(host, port) as listening:
-        rediscover()
         target = find_target(dsn, data_dir)
         board = Board()
         observer = Observer(target, names, data_dir, rediscover, limits, board)

@@ -150,19 +150,18 @@ def _state(state: State) -> Iterator[Metric]:
 def _window(latency: Latency) -> Iterator[Metric]:
     labels = ["operation", "kind", "side"]
     minutes = f"in the last {latency.minutes} minutes"
-    duration = GaugeMetricFamily(
-        "iceburg_window_duration_seconds", f"Quantiles of operations {minutes}.", labels=[*labels, "quantile"]
-    )
+    p50 = GaugeMetricFamily("iceburg_window_p50_seconds", f"Median of the durations {minutes}.", labels=labels)
+    p95 = GaugeMetricFamily("iceburg_window_p95_seconds", f"95th percentile of the durations {minutes}.", labels=labels)
     calls = GaugeMetricFamily("iceburg_window_calls", f"Calls {minutes}.", labels=labels)
     errors = GaugeMetricFamily("iceburg_window_errors", f"Calls that failed {minutes}.", labels=labels)
     for side in latency.sides:
         names = [side.operation, side.kind, side.side]
         calls.add_metric(names, side.calls)
         errors.add_metric(names, side.errors)
-        for quantile, seconds in (("0.5", side.p50), ("0.95", side.p95)):
+        for family, seconds in ((p50, side.p50), (p95, side.p95)):
             if seconds is not None:
-                duration.add_metric([*names, quantile], seconds)
-    yield from (duration, calls, errors)
+                family.add_metric(names, seconds)
+    yield from (p50, p95, calls, errors)
     compared = GaugeMetricFamily("iceburg_window_comparisons", f"Reads compared {minutes}.", labels=["operation"])
     different = GaugeMetricFamily(
         "iceburg_window_mismatches", f"Compared reads that differed {minutes}.", labels=["operation"]
