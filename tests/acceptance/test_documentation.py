@@ -46,7 +46,7 @@ REPAIR = "run: python -m tests.acceptance.test_documentation"
 
 _BLOCK = re.compile(r"(<!-- (help|modules): ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_ROOMS = ("", "cli", "sources", "mappings", "database", "migration", "verification", "monitoring", "demo")
+_ROOMS = ("", "cli", "sources", "mappings", "database", "migration", "verification", "monitoring", "demo", "dashboard")
 
 
 # What the program says
