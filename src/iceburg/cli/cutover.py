@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import getpass
 import socket
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -109,11 +110,14 @@ def cutover(
             check_schema(connection, names)
             if probe:
                 say(f"asking both sides {probe:,} questions")
+                began = time.monotonic()
                 with Probe(Layout.of(data_dir), target.dsn, names, seed=seed) as asked:
                     found = asked.run(probe, connection, stop)
                 for problem in found.problems:
                     say(f"could not be asked: {problem}")
                 stop.check()
+                # What was just asked counts, however long it took.
+                limits = replace(limits, window_hours=max(window, (time.monotonic() - began + 1) / 3600))
             report = cut_over(connection, names, rediscover(), settings, limits, dry_run=dry_run)
     return _shown(report, as_json)
 

@@ -162,7 +162,7 @@ export function showKey(parts, latency) {
     const copied = migration.datasets.reduce((sum, d) => sum + d.copied_rows, 0);
     const all = migration.datasets.reduce((sum, d) => sum + (d.phase === "complete" ? d.copied_rows + d.quarantined_rows : d.total_rows ?? 0), 0);
     const done = copied + migration.datasets.reduce((sum, d) => sum + d.quarantined_rows, 0);
-    tile("Copied", percent(Math.min(done, all), all), `${count(copied)} of ${count(all)} rows`);
+    tile("Copied", percent(Math.min(done, all), all), `${count(Math.min(done, all))} of ${count(all)} records`);
   }
   if (now) {
     tile("Pending", count(now.pending_changes), `changes${now.pending_bytes ? `, ${bytes(now.pending_bytes)} of JSONL` : ""}`);
