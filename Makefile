@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test contract lint types check bench bench-live bench-operations dual-mutations live-campaign load-campaign \
-	kill-campaign kill-campaign-each rollback-campaign chroma-campaign clean
+	kill-campaign kill-campaign-each rollback-campaign chroma-campaign verify-mutations clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -67,6 +67,10 @@ kill-campaign-each: $(VENV)/.installed
 rollback-campaign: $(VENV)/.installed
 	$(BIN)/python -m tests.faults.rollback_campaign --entities 100000 --writes 1000 --kills 20
 	ICEBURG_ROLLBACK_EXAMPLES=400 $(BIN)/python -m pytest -q tests/integration/test_rollback_laws.py
+
+# Ninety kinds of damage to a migrated target, and what finds each; the table goes to docs/verification.md. Some minutes.
+verify-mutations: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.verify_mutations --write
 
 # An environment with chromadb itself, half a gigabyte: what rollback makes Chroma directories with.
 .venv-chroma/.installed: requirements-chroma.lock

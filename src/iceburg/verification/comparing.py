@@ -15,7 +15,7 @@ from iceburg.sources.access import OpenStores
 from iceburg.sources.sqlite_rows import TableReader
 from iceburg.verification.digests import RowsDigest, merge, shift_for
 from iceburg.verification.proofs import Proof, Range, add_up, load_proofs, plan_digests, run_digest, save_proof
-from iceburg.verification.ranges import Compared, RangeTask, SurplusTask, run_compare, run_surplus
+from iceburg.verification.ranges import KEPT, Compared, RangeTask, SurplusTask, run_compare, run_surplus
 from iceburg.verification.report import RecordDifference
 from iceburg.verification.scope import Scope
 
@@ -159,7 +159,9 @@ class RecordComparison:
                 continue
             findings, kept = scope.of(dataset), self._kept[dataset.dataset_id]
             expected_rows = findings.matched_rows
-            if counts[dataset.dataset_id] > expected_rows:
+            if counts[dataset.dataset_id] > expected_rows or (
+                kept[0] > findings.originals or kept[1] > findings.quarantined
+            ):
                 tasks.append(SurplusTask(scope.stores[dataset.source], dataset, limit))
             elif counts[dataset.dataset_id] < expected_rows:
                 findings.note(_other_count(dataset, expected_rows, counts[dataset.dataset_id]), limit)
@@ -168,7 +170,8 @@ class RecordComparison:
                 ("quarantined records", findings.quarantined, kept[1]),
             ):
                 if expected != found:
-                    findings.note(RecordDifference(dataset.name, "", f"({what})", expected, found), limit)
+                    what_differs = RecordDifference(dataset.name, "", f"({what})", expected, found, found_by="counts")
+                    findings.note(what_differs, limit)
         for outcome in scope.workers.run(run_surplus, tasks):
             if outcome.error is not None:
                 raise outcome.error
@@ -177,10 +180,11 @@ class RecordComparison:
             expected_rows = findings.matched_rows
             for difference in outcome.result:
                 findings.note(difference, limit)
-            if outcome.result:
+            listed = sum(difference.field != KEPT for difference in outcome.result)
+            if listed:
                 surplus = counts[dataset.dataset_id] - expected_rows
-                findings.difference_count += max(0, surplus - len(outcome.result))
-            else:
+                findings.difference_count += max(0, surplus - listed)
+            elif counts[dataset.dataset_id] != expected_rows:
                 findings.note(_other_count(dataset, expected_rows, counts[dataset.dataset_id]), limit)
 
     def save_proofs(self, datasets: Sequence[Dataset]) -> None:
@@ -230,7 +234,7 @@ def count_rows(scope: Scope, datasets: Sequence[Dataset]) -> dict[int, int]:
 
 def _other_count(dataset: Dataset, expected: int, found: int) -> RecordDifference:
     """Say that rows came or went between their comparison and the count."""
-    return RecordDifference(dataset.name, "", "(count)", expected, found)
+    return RecordDifference(dataset.name, "", "(count)", expected, found, found_by="counts")
 
 
 def _is_frayed(proof: Proof) -> bool:

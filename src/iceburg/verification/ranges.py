@@ -17,6 +17,8 @@ from iceburg.verification.records import WHOLE, CompareTask, Comparison, key_of_
 from iceburg.verification.report import Findings, RecordDifference
 
 _BATCH: Final = 2_000
+# The field of a difference that is about what is kept beside rows.
+KEPT: Final = "(kept)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +197,27 @@ def run_surplus(context: Context, task: SurplusTask) -> list[RecordDifference]:
     connection = context.connection
     mapping = task.dataset.mapping()
     target = task.dataset.target()
+    kept = Ledger(connection, context.names).kept_keys(task.dataset.dataset_id)
     target.open_seen(connection)
     try:
         for batch in context.stores.reader(task.store, task.dataset.definition).batches():
             context.stop_if_asked()
             keys = [mapping.row_key(record) for record in batch.records]
             target.add_seen(connection, [key for key in keys if key is not None])
+            if kept:
+                kept -= {key_text(mapping.key(record)) for record in batch.records}
         rows = target.unseen(connection, task.limit)
     finally:
         target.close_seen(connection)
     found: list[tuple[Any, int | None, str]] = [(row, None, "a row of which there is no record") for row in rows]
     found += [(row, 1, f"{number} rows") for row, number in target.duplicated(connection, task.limit)]
     return [
-        RecordDifference(task.dataset.name, key_of_row(mapping, row), WHOLE, source, text)
-        for row, source, text in found
+        *(
+            RecordDifference(task.dataset.name, key_of_row(mapping, row), WHOLE, source, text)
+            for row, source, text in found
+        ),
+        *(
+            RecordDifference(task.dataset.name, key, KEPT, None, "kept of a record that is not there")
+            for key in sorted(kept)[: task.limit]
+        ),
     ]
