@@ -370,6 +370,7 @@ def test_it_outlives_postgresql_and_its_own_server(browser: Browser, world: Worl
             page.wait("() => document.querySelector('#live').textContent === 'PostgreSQL is away'")
             assert "the page goes on by itself" in page.text("#notices")
             assert len(page.rows("#migration")) == before
+            assert page.page.evaluate("() => getComputedStyle(document.querySelector('main')).opacity") == "1"
             assert world.ask("healthz") == {"status": "ok", "postgres": "unreachable"}
         finally:
             world.server.ensure_running()
@@ -383,3 +384,28 @@ def test_it_outlives_postgresql_and_its_own_server(browser: Browser, world: Worl
         # That nobody answered for a while is what was tried.
         gone = ("net::ERR_CONNECTION_REFUSED", "net::ERR_INCOMPLETE_CHUNKED_ENCODING", "503 (Service Unavailable)")
         page.complaints = [text for text in page.complaints if not any(reason in text for reason in gone)]
+
+
+def test_before_there_is_anything_it_says_what_to_do(browser: Browser, world: World, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "m.db")) as connection:
+        connection.execute("CREATE TABLE t (k)")
+    away = "postgresql://nobody:s3cret@127.0.0.1:1/x"
+    for dsn, live, what in (
+        (world.server.database_for(tmp_path), "Live", "Run iceburg-db migrate first"),
+        (away, "PostgreSQL is away", "Check that the server runs"),
+    ):
+        program = start_program("dashboard", tmp_path, "--dsn", dsn, "--port", "0", **world.variables)
+        assert program.stdout is not None
+        page = browser.new_page()
+        try:
+            watched = Watched(page)
+            page.goto(program.stdout.readline().split()[1])
+            watched.wait("live => document.querySelector('#live').textContent === live", live)
+            assert what in watched.text("#notices")
+            assert "s3cret" not in page.content()
+            assert watched.text("#key dd").startswith("–")
+            assert page.locator(".empty").count() >= 8
+            assert watched.complaints == []
+        finally:
+            page.close()
+            world.stop(program)

@@ -7,11 +7,11 @@ tried again; what was found before stays.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +53,7 @@ COPY_EVERY: Final = 2.0
 REST_EVERY: Final = 5.0
 _COUNT_AGAIN: Final = 60.0
 _PATIENCE: Final = 3.0
-_STOPPING: Final = 5.0
+_STOPPING: Final = 2.0
 _DEAD: Final = 60.0
 _SPEAKS_EVERY: Final = 3.0
 _SILENT: Final = 4.0
@@ -113,6 +113,7 @@ class Observer:
         self._known = TargetKnown(None, {})
         self._clocks: dict[str, LagClock] = {}
         self._meters: dict[int, RateMeter] = {}
+        self._copy_rests_until = 0.0
         self._totals = Totals()
         self._trouble: dict[str, str] = {}
         self._points: deque[Point] = deque(maxlen=round(SECONDS / NOW_EVERY))
@@ -136,11 +137,11 @@ class Observer:
     def stop(self) -> None:
         """End; a look that is under way is not waited for longer than some seconds."""
         self._ending.set()
-        self._guard.join(_STOPPING)
         for one in self._rounds:
             one.end()
-        for one in self._rounds:
-            one.join(_STOPPING)
+        deadline = time.monotonic() + _STOPPING
+        for thread in (self._guard, *self._rounds):
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._totals.close()
 
     @property
@@ -223,10 +224,14 @@ class Observer:
 
     def _look_at_copy(self, connection: psycopg.Connection) -> None:
         now = time.monotonic()
+        if now < self._copy_rests_until:
+            return
         datasets = []
         for copied in read_copied(connection, self._names):
             rate = self._meters.setdefault(copied.dataset.dataset_id, RateMeter()).look(now, copied.records)
             datasets.append(progress_of(copied, self._total(copied), rate))
+        if all(dataset.phase == "complete" for dataset in datasets):
+            self._copy_rests_until = now + REST_EVERY
         self._board.post(
             "migration", read_migration(connection, self._names, self._target.description, tuple(datasets))
         )
@@ -276,23 +281,29 @@ class Totals:
     """How many records there are in datasets that are being copied; counted beside everything else, now and then."""
 
     def __init__(self) -> None:
-        self._workers = ThreadPoolExecutor(1, "iceburg-count")
-        self._counts: dict[int, tuple[float, Future[int | None]]] = {}
-        self._last: dict[int, int] = {}
+        self._asked: dict[int, float] = {}
+        self._last: dict[int, int | None] = {}
+        self._waiting: queue.SimpleQueue[tuple[Dataset, Store] | None] = queue.SimpleQueue()
+        # Nobody waits for it at the end: a count may take long.
+        threading.Thread(target=self._run, name="iceburg-count", daemon=True).start()
 
     def of(self, dataset: Dataset, store: Store) -> int | None:
         """Return the number that was counted last; None before there is any."""
-        number = dataset.dataset_id
-        asked = self._counts.get(number)
-        if asked is not None and asked[1].done() and (count := asked[1].result()) is not None:
-            self._last[number] = count
-        if asked is None or (asked[1].done() and time.monotonic() - asked[0] > _COUNT_AGAIN):
-            self._counts[number] = time.monotonic(), self._workers.submit(_count, dataset, store)
+        number, now = dataset.dataset_id, time.monotonic()
+        if now - self._asked.get(number, -_COUNT_AGAIN) >= _COUNT_AGAIN:
+            self._asked[number] = now
+            self._waiting.put((dataset, store))
         return self._last.get(number)
 
     def close(self) -> None:
         """Count no more."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._waiting.put(None)
+
+    def _run(self) -> None:
+        while (asked := self._waiting.get()) is not None:
+            count = _count(*asked)
+            if count is not None:
+                self._last[asked[0].dataset_id] = count
 
 
 def _count(dataset: Dataset, store: Store) -> int | None:

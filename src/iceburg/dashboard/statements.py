@@ -14,7 +14,8 @@ SELECT current_setting('server_version') AS version,
        pg_database_size(current_database()) AS size_bytes,
        pg_postmaster_start_time() AS started_at,
        current_setting('max_connections')::integer AS max_connections,
-       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections,
+       (SELECT count(*) FROM pg_stat_activity
+        WHERE coalesce(backend_type, 'client backend') = 'client backend' AND usename IS NOT NULL) AS connections,
        (SELECT extract(epoch FROM max(clock_timestamp() - xact_start))::float8 FROM pg_stat_activity
         WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
        ) AS longest_transaction,
@@ -22,11 +23,13 @@ SELECT current_setting('server_version') AS version,
        xact_rollback AS rollbacks, deadlocks
 FROM pg_stat_database WHERE datname = current_database()
 """
-# The state of other roles' sessions is hidden from who may not see it.
+# The kind and state of other roles' sessions are hidden from who may not see them.
 SELECT_CONNECTIONS: Final[LiteralString] = """
 SELECT coalesce(nullif(application_name, ''), 'without a name') AS application,
        coalesce(state, 'hidden') AS state, count(*) AS connections
-FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
+FROM pg_stat_activity
+WHERE datname = current_database() AND usename IS NOT NULL
+  AND coalesce(backend_type, 'client backend') = 'client backend'
 GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2
 """
 SELECT_QUARANTINE_COUNTS: Final[LiteralString] = """

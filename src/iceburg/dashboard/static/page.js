@@ -59,7 +59,6 @@ function showLive() {
     byId("notices").dataset.key = key;
     byId("notices").replaceChildren(...notices.map(([of, what, more]) => h("p", { class: `notice ${of}` }, h("strong", {}, what), h("span", {}, more.replaceAll("`", "")))));
   }
-  byId("main").classList.toggle("away", silent || (now !== undefined && !now.reachable));
 }
 
 // Lag and pending changes
@@ -214,6 +213,9 @@ const SHOW = {
   trouble() {},
 };
 
+/** Whether there is anything to ask PostgreSQL for. */
+const answers = () => parts.now?.reachable === true && parts.now.phase !== null;
+
 let wasReachable = null;
 function listen() {
   const events = new EventSource("/api/events");
@@ -224,9 +226,9 @@ function listen() {
       SHOW[part](parts[part]);
       showKey(parts, latency);
       showLive();
-      if (part === "now" && parts.now.reachable !== wasReachable) {
-        wasReachable = parts.now.reachable;
-        if (wasReachable) loadLatency();
+      if (part === "now" && answers() !== wasReachable) {
+        wasReachable = answers();
+        if (wasReachable) { loadLatency(); loadQuarantine(quarantinePage); }
       }
     });
   }
@@ -238,6 +240,6 @@ function listen() {
 }
 listen();
 setInterval(showLive, 1000);
-setInterval(loadLatency, LATENCY_EVERY);
+setInterval(() => { if (answers()) loadLatency(); }, LATENCY_EVERY);
 const offset = -new Date().getTimezoneOffset() / 60;
 byId("foot").textContent = `Times are this browser's (UTC${offset < 0 ? "−" : "+"}${Math.abs(offset)}). Figures for programs: /metrics, /healthz, /api/now, /api/migration, /api/gate, /api/kept, /api/mismatches, /api/state, /api/history, /api/latency, /api/quarantine.`;

@@ -158,30 +158,33 @@ export function showKey(parts, latency) {
   const { now, migration, kept, state, gate } = parts;
   const tiles = [];
   const tile = (title, value, note, mark) => tiles.push(h("div", {}, h("dt", {}, title), h("dd", { class: mark }, value, h("small", {}, note))));
+  const sum = (list, value) => list.reduce((before, one) => before + value(one), 0);
+  const unknown = (title) => tile(title, "–", "not known yet");
   if (migration) {
-    const copied = migration.datasets.reduce((sum, d) => sum + d.copied_rows, 0);
-    const all = migration.datasets.reduce((sum, d) => sum + (d.phase === "complete" ? d.copied_rows + d.quarantined_rows : d.total_rows ?? 0), 0);
-    const done = copied + migration.datasets.reduce((sum, d) => sum + d.quarantined_rows, 0);
-    tile("Copied", percent(Math.min(done, all), all), `${count(Math.min(done, all))} of ${count(all)} records`);
-  }
+    const done = (d) => d.copied_rows + d.quarantined_rows;
+    const all = sum(migration.datasets, (d) => (d.phase === "complete" ? done(d) : d.total_rows ?? 0));
+    const copied = Math.min(sum(migration.datasets, done), all);
+    tile("Copied", percent(copied, all), `${count(copied)} of ${count(all)} records`);
+  } else unknown("Copied");
   if (now) {
     tile("Pending", count(now.pending_changes), `changes${now.pending_bytes ? `, ${bytes(now.pending_bytes)} of JSONL` : ""}`);
     tile("Lag", lag(now.lag_seconds, now.pending_changes + now.pending_bytes), "oldest change pending");
-  }
+  } else ["Pending", "Lag"].forEach(unknown);
   if (gate) {
     const held = gate.conditions.filter((condition) => condition.held).length;
-    tile("Gate", `${held} of ${gate.conditions.length}`, held === gate.conditions.length ? "every condition holds" : "conditions hold", held === gate.conditions.length ? "good-text" : null);
-  }
+    const all = held === gate.conditions.length;
+    tile("Gate", `${held} of ${gate.conditions.length}`, all ? "every condition holds" : "conditions hold", all ? "good-text" : null);
+  } else unknown("Gate");
   if (latency) {
-    const compared = latency.comparisons.reduce((sum, c) => sum + c.comparisons, 0);
-    const different = latency.comparisons.reduce((sum, c) => sum + c.mismatches, 0);
-    tile("Mismatches", count(different), `of ${count(compared)} compared, ${windowName(latency)}`, different ? "bad-text" : null);
-    const calls = latency.sides.reduce((sum, s) => sum + s.calls, 0);
-    const errors = latency.sides.reduce((sum, s) => sum + s.errors, 0);
-    tile("Errors", count(errors), `of ${count(calls)} calls, ${windowName(latency)}`, errors ? "bad-text" : null);
-  }
+    const different = sum(latency.comparisons, (c) => c.mismatches);
+    const errors = sum(latency.sides, (s) => s.errors);
+    tile("Mismatches", count(different), `of ${count(sum(latency.comparisons, (c) => c.comparisons))} compared, ${windowName(latency)}`, different ? "bad-text" : null);
+    tile("Errors", count(errors), `of ${count(sum(latency.sides, (s) => s.calls))} calls, ${windowName(latency)}`, errors ? "bad-text" : null);
+  } else ["Mismatches", "Errors"].forEach(unknown);
   if (kept) tile("Quarantine", count(kept.records), kept.records === 1 ? "record" : "records");
+  else unknown("Quarantine");
   if (state) tile("Connections", count(state.server.connections), `of ${count(state.server.max_connections)}; database ${bytes(state.server.size_bytes)}`);
+  else unknown("Connections");
   byId("key").replaceChildren(...tiles);
 }
 
