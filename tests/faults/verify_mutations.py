@@ -298,19 +298,6 @@ DAMAGES: Final = (
         False,
         "that something was done is not in the stores, so there is nothing to compare it with",
     ),
-    Damage(
-        "a forged proof: a row changed and the digest of its part set to match",
-        "UPDATE s.t SET n = 77 WHERE k = 'k11'; UPDATE iceburg_migration.proved_rows p SET digest = f.digest FROM"
-        " (SELECT d.dataset_id, (get_byte(d.key, 0) * 256 + get_byte(d.key, 1)) >> d.shift AS part,"
-        " bit_xor(d.value) AS value FROM (SELECT p.dataset_id, p.shift, sha256(record_send(ROW(t.k))) AS key,"
-        " ('x' || encode(sha256(record_send(ROW(t.k, t.n, t.r, t.txt, t.b, t.day))), 'hex'))::bit(256) AS value"
-        " FROM s.t AS t, iceburg_migration.proofs p WHERE p.dataset_id = " + _kept("s.db/t") + ") d GROUP BY 1, 2) g,"
-        " LATERAL (SELECT decode(string_agg(lpad(to_hex(substring(g.value FROM i * 8 + 1 FOR 8)::bit(8)::integer), 2,"
-        " '0'), '' ORDER BY i), 'hex') AS digest FROM generate_series(0, 31) i) f"
-        " WHERE p.dataset_id = g.dataset_id AND p.part = g.part",
-        False,
-        "who can write the digests can write anything; `--recheck` compares every record all the same",
-    ),
 )
 
 
