@@ -21,8 +21,8 @@ import pytest
 
 from iceburg.dashboard.guard import is_loopback, is_own_host
 from iceburg.dashboard.latency import read_latency
-from iceburg.dashboard.observer import open_connection
 from iceburg.dashboard.quarantine import read_quarantine
+from iceburg.dashboard.rounds import open_connection
 from iceburg.dashboard.series import LagClock, RateMeter
 from iceburg.database import metrics
 from iceburg.database.connection import Target
