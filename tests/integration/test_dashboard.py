@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,22 @@ import prometheus_client
 import psycopg
 import pytest
 
+from iceburg.dashboard.board import Board
 from iceburg.dashboard.guard import is_loopback, is_own_host
 from iceburg.dashboard.latency import read_latency
-from iceburg.dashboard.observer import open_connection
+from iceburg.dashboard.observer import Observer
 from iceburg.dashboard.quarantine import read_quarantine
+from iceburg.dashboard.rounds import open_connection
 from iceburg.dashboard.series import LagClock, RateMeter
+from iceburg.dashboard.snapshot import progress_of, read_copied
 from iceburg.database import metrics
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
+from iceburg.migration.worker import Advance
+from iceburg.monitoring.gate import Limits
+from iceburg.sources.discovery import discover
 from tests.integration.gate_world import World
-from tests.support import REPOSITORY, fresh_database, lines, migrate, run_program, start_program
+from tests.support import REPOSITORY, Listener, change, fresh_database, lines, migrate, rows, run_program, start_program
 
 NAMES = schema_names(None)
 
@@ -276,3 +283,46 @@ def test_pages_of_the_quarantine_hold_each_record_once(tmp_path: Path, database:
         assert read_latency(connection, NAMES, 15).sides == ()
         with pytest.raises(Exception, match="read-only"):
             connection.execute("CREATE TABLE x ()")
+
+
+def test_an_unfinished_copy_has_its_total_counted_in_the_store(tmp_path: Path, database: str) -> None:
+    data = tmp_path / "data"
+    change(data / "m.db", "CREATE TABLE t (k INTEGER PRIMARY KEY, v TEXT)")
+    change(data / "m.db", "INSERT INTO t VALUES (?, 'v')", *((n,) for n in range(500)))
+    heard: list[Advance] = []
+    migrate(database, data, batch_size=50, listener=Listener(heard.append), stopping=lambda: len(heard) >= 3)
+    target, board = Target(database, "test", embedded=False), Board()
+    observer = Observer(target, NAMES, data, lambda: discover(data), Limits(), board)
+    observer.start()
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            posted = board.find("migration")
+            if posted is not None and posted.record.datasets[0].total_rows is not None:
+                break
+            time.sleep(0.05)
+    finally:
+        observer.stop()
+    assert posted is not None
+    (found,) = posted.record.datasets
+    ((copied,),) = rows(database, "SELECT sum(rows)::int FROM iceburg_migration.chunks")
+    assert (found.dataset, found.phase, found.total_rows) == ("m.db/t", "loading", 500)
+    assert 0 < found.copied_rows == copied < 500
+    assert posted.record.runs[0].command == "migrate"
+
+
+def test_time_left_is_what_is_missing_at_the_rate(tmp_path: Path, database: str) -> None:
+    change(tmp_path / "data" / "m.db", "CREATE TABLE t (k INTEGER PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
+    migrate(database, tmp_path / "data", vector_index="none")
+    with open_connection(Target(database, "test", embedded=False), NAMES) as connection:
+        (copied,) = read_copied(connection, NAMES)
+    going = replace(
+        copied, dataset=replace(copied.dataset, phase="loading", source_rows=None), records=400, quarantined=3
+    )
+    found = progress_of(going, 1000, 60.0)
+    assert (found.copied_rows, found.quarantined_rows, found.total_rows) == (397, 3, 1000)
+    assert (found.rate, found.seconds_left) == (60.0, 10.0)
+    for unknown in (progress_of(going, None, 60.0), progress_of(going, 1000, None), progress_of(going, 1000, 0.0)):
+        assert unknown.seconds_left is None
+    complete = progress_of(copied, None, 60.0)
+    assert (complete.total_rows, complete.rate, complete.seconds_left) == (2, None, None)

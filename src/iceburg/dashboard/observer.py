@@ -7,7 +7,6 @@ tried again; what was found before stays.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from typing import Final
 import psycopg
 
 from iceburg.dashboard.board import Board
+from iceburg.dashboard.rounds import Round, open_connection
 from iceburg.dashboard.series import SECONDS, LagClock, Point, RateMeter
 from iceburg.dashboard.snapshot import (
     Copied,
@@ -35,24 +35,20 @@ from iceburg.dashboard.snapshot import (
     read_now,
     read_state,
 )
-from iceburg.dashboard.statements import READ_ONLY
+from iceburg.dashboard.totals import Totals
 from iceburg.database.arming import read_logs
-from iceburg.database.catalogue import Dataset
-from iceburg.database.connection import Target, connect
+from iceburg.database.connection import Target
 from iceburg.database.known_target import KnownPositions
 from iceburg.database.positions import BEING_MIGRATED, CLOSED, Position
-from iceburg.database.schema import SchemaNames, check_schema
-from iceburg.errors import IceburgError, SchemaVersionError, SourceError
+from iceburg.database.schema import SchemaNames
+from iceburg.errors import IceburgError, SchemaVersionError
 from iceburg.migration.control import ControlFile
 from iceburg.monitoring.gate import Limits, evaluate
 from iceburg.records import Store
-from iceburg.sources.access import OpenStores
 
 NOW_EVERY: Final = 1.0
 COPY_EVERY: Final = 2.0
 REST_EVERY: Final = 5.0
-_COUNT_AGAIN: Final = 60.0
-_PATIENCE: Final = 3.0
 _STOPPING: Final = 2.0
 _DEAD: Final = 60.0
 _SPEAKS_EVERY: Final = 3.0
@@ -60,26 +56,6 @@ _SILENT: Final = 4.0
 _HANGS: Final = (
     "It takes connections: is it stopped, out of memory or disk, or does somebody hold a lock on a whole table?"
 )
-
-
-def open_connection(target: Target, names: SchemaNames) -> psycopg.Connection:
-    """Connect for reading only.
-
-    Raises
-    ------
-    SchemaVersionError
-        There is nothing of ours, or nothing that this program can read.
-    TargetError
-        It cannot be reached.
-    """
-    connection = connect(target.dsn, autocommit=True, timeout=_PATIENCE)
-    try:
-        connection.execute(READ_ONLY)
-        check_schema(connection, names)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 class Observer:
@@ -275,85 +251,6 @@ class TargetKnown:
 
     target: TargetNow | None
     positions: Mapping[str, Position]
-
-
-class Totals:
-    """How many records there are in datasets that are being copied; counted beside everything else, now and then."""
-
-    def __init__(self) -> None:
-        self._asked: dict[int, float] = {}
-        self._last: dict[int, int | None] = {}
-        self._waiting: queue.SimpleQueue[tuple[Dataset, Store] | None] = queue.SimpleQueue()
-        # Nobody waits for it at the end: a count may take long.
-        threading.Thread(target=self._run, name="iceburg-count", daemon=True).start()
-
-    def of(self, dataset: Dataset, store: Store) -> int | None:
-        """Return the number that was counted last; None before there is any."""
-        number, now = dataset.dataset_id, time.monotonic()
-        if now - self._asked.get(number, -_COUNT_AGAIN) >= _COUNT_AGAIN:
-            self._asked[number] = now
-            self._waiting.put((dataset, store))
-        return self._last.get(number)
-
-    def close(self) -> None:
-        """Count no more."""
-        self._waiting.put(None)
-
-    def _run(self) -> None:
-        while (asked := self._waiting.get()) is not None:
-            count = _count(*asked)
-            if count is not None:
-                self._last[asked[0].dataset_id] = count
-
-
-def _count(dataset: Dataset, store: Store) -> int | None:
-    try:
-        with OpenStores() as stores:
-            return stores.reader(store, dataset.definition).count()
-    except (SourceError, OSError):
-        return None  # the migration says why; there is no total
-
-
-class Round(threading.Thread):
-    """Does something again and again on a connection of its own, which is made anew after each failure."""
-
-    def __init__(
-        self,
-        name: str,
-        interval: float,
-        opened: Callable[[], psycopg.Connection],
-        work: Callable[[psycopg.Connection], None],
-        missed: Callable[[str, Exception, bool], None],
-    ) -> None:
-        super().__init__(name=f"iceburg-{name}", daemon=True)
-        self._part, self._interval, self._opened = name, interval, opened
-        self._work, self._missed = work, missed
-        self._ending = threading.Event()
-        self.looked = time.monotonic()
-
-    def end(self) -> None:
-        """End after this time."""
-        self._ending.set()
-
-    def run(self) -> None:
-        """See `threading.Thread`."""
-        connection: psycopg.Connection | None = None
-        while not self._ending.is_set():
-            began = time.monotonic()
-            try:
-                if connection is None:
-                    connection = self._opened()
-                self._work(connection)
-            except (psycopg.Error, IceburgError, OSError) as error:
-                away = connection is None or connection.broken
-                if connection is not None:
-                    connection.close()
-                    connection = None
-                self._missed(self._part, error, away)
-            self.looked = time.monotonic()
-            self._ending.wait(max(0.05, self._interval - (self.looked - began)))
-        if connection is not None:
-            connection.close()
 
 
 def _lag_of(target: TargetNow | None) -> float:

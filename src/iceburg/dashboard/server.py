@@ -22,8 +22,9 @@ from iceburg.dashboard.board import PARTS, Board, to_json
 from iceburg.dashboard.exposition import CONTENT_TYPE, exposition
 from iceburg.dashboard.guard import Guard, is_loopback
 from iceburg.dashboard.latency import STEPS, Latency, read_latency
-from iceburg.dashboard.observer import Observer, open_connection
+from iceburg.dashboard.observer import Observer
 from iceburg.dashboard.quarantine import read_quarantine
+from iceburg.dashboard.rounds import open_connection
 from iceburg.database.connection import Target
 from iceburg.database.schema import SchemaNames
 from iceburg.errors import IceburgError, UsageError
