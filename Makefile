@@ -49,7 +49,8 @@ bench-live: $(VENV)/.installed
 load-campaign: $(VENV)/.installed
 	$(BIN)/python -m tests.faults.load_campaign --processes 4 --writes 5000 --restarts 10
 
-# Twenty times the whole way under load, from migrate --live to finalize, half of them with kills; a quarter of an hour.
+# Twenty times the whole way under load, from migrate --live through cutover and back to finalize, half of them with
+# kills; some 40 minutes.
 # CHROMA names Pythons that have chromadb, with commas between them.
 live-campaign: $(VENV)/.installed
 	$(BIN)/python -m tests.faults.live_campaign --seeds 20 $(if $(CHROMA),--chroma $(CHROMA))

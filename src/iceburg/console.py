@@ -6,8 +6,9 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -18,6 +19,7 @@ from iceburg.adoption_view import Adoption, render_adoption
 from iceburg.database.embedded import ServerStatus
 from iceburg.final_view import render_final
 from iceburg.follow_view import render_follow
+from iceburg.gate_view import render_cutover, render_mismatches, render_watch
 from iceburg.inspection_view import render_inspection
 from iceburg.log_view import Logs, render_logs
 from iceburg.migration.build_progress import Build
@@ -28,6 +30,9 @@ from iceburg.migration.report import MigrationReport
 from iceburg.migration.restore_report import RollbackReport
 from iceburg.migration.status import Status
 from iceburg.migration.worker import Advance
+from iceburg.monitoring.cutover import CutoverReport
+from iceburg.monitoring.watch_report import WatchReport
+from iceburg.monitoring.window import SeenMismatch
 from iceburg.rollback_view import render_rollback
 from iceburg.verification.consistency_report import ConsistencyReport
 from iceburg.verification.report import RecordDifference, VerificationReport
@@ -62,6 +67,10 @@ _NUMERIC: Final = frozenset(
         "changed",
         "records",
         "without vector",
+        "count",
+        "failed",
+        "p50 ms",
+        "p95 ms",
     )
 )
 
@@ -410,6 +419,37 @@ def show_follow(report: FollowReport) -> None:
 def show_final(report: FinalReport) -> None:
     """Print how the end of dual write went."""
     render_final(_printer(), report, _table)
+
+
+def show_cutover(report: CutoverReport) -> None:
+    """Print what the gate has said, and what was done."""
+    render_cutover(_printer(), report, _table)
+
+
+def show_accepted(reviewer: str, counts: Mapping[str, int]) -> None:
+    """Print what was accepted of the quarantine."""
+    console = _printer()
+    for dataset, count in counts.items():
+        console.print(f"{dataset}: {count:,}")
+    console.print(f"Accepted by {reviewer}: {sum(counts.values()):,} records in quarantine.")
+
+
+def show_mismatches(found: Sequence[SeenMismatch]) -> None:
+    """Print the last reads that differed."""
+    render_mismatches(_printer(), found)
+
+
+def show_watch(report: WatchReport) -> None:
+    """Print what a watch has found."""
+    render_watch(_printer(), report, _table)
+
+
+def write_watch(file: IO[str], report: WatchReport, *, as_json: bool) -> None:
+    """Write what a watch has found, as a document or as text."""
+    if as_json:
+        file.write(json.dumps(report.to_json(), indent=2, default=str) + "\n")
+    else:
+        render_watch(Console(file=file, highlight=False, markup=False, width=200), report, _table)
 
 
 def server_document(status: ServerStatus) -> dict[str, Any]:

@@ -28,6 +28,11 @@ from iceburg.database.schema import schema_files, schema_names
 from iceburg.demo.generator import generate
 from iceburg.mappings.timestamps import FORMS
 from iceburg.migration import inspection, report, restore_report, status
+from iceburg.monitoring.cutover import CutoverReport
+from iceburg.monitoring.gate import Condition
+from iceburg.monitoring.watch_report import WatchReport
+from iceburg.monitoring.watches import Stretch
+from iceburg.monitoring.window import Comparisons, Figures, Window
 from iceburg.records import VectorOrigin
 from iceburg.sources import chroma_loss
 from iceburg.sources.discovery import discover
@@ -41,7 +46,7 @@ REPAIR = "run: python -m tests.acceptance.test_documentation"
 
 _BLOCK = re.compile(r"(<!-- (help|modules): ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_ROOMS = ("", "cli", "sources", "mappings", "database", "migration", "verification", "demo")
+_ROOMS = ("", "cli", "sources", "mappings", "database", "migration", "verification", "monitoring", "demo", "dashboard")
 
 
 # What the program says
@@ -315,6 +320,8 @@ def test_every_reason_that_occurs_is_documented(tmp_path: Path) -> None:
             ),
         ),
         ("adopt", (adoption.Adopted,)),
+        ("cutover", (CutoverReport, Condition, Window, Figures, Comparisons)),
+        ("monitor", (WatchReport, Stretch)),
         ("log", (log_view.Logs, arming.InstalledLog, arming.RemovedLog, arming.LogStatus, arming.NotLogged)),
     ],
 )

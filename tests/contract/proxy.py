@@ -43,6 +43,11 @@ class Proxy:
                 with contextlib.suppress(OSError):  # it has ended by itself
                     end.shutdown(socket.SHUT_RDWR)
 
+    def mend(self) -> None:
+        """Let new connections through again."""
+        with self._lock:
+            self._is_cut = False
+
     def close(self) -> None:
         """Cut, and stop listening."""
         self.cut()

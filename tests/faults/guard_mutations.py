@@ -239,8 +239,10 @@ MUTATIONS = (
         '        target = self._dual_target(source) if mode == "dual" else None\n'
         "        if target is None:\n"
         '            return self._timed(operation, "embedded", call, self.embedded)\n'
+        "        started = time.perf_counter()\n"
         "        with target.accompanied(source) as ahead:\n"
         '            result = self._timed(operation, "embedded", call, self.embedded)\n',
+        "        started = time.perf_counter()\n"
         '        result = self._timed(operation, "embedded", call, self.embedded)\n'
         '        target = self._dual_target(source) if mode == "dual" else None\n'
         "        if target is None:\n"

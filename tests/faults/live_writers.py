@@ -166,8 +166,8 @@ class Writer:
             "conversations.db",
             (
                 "INSERT INTO conversations (conversation_id, timestamp, user_message, assistant_message, metadata)"
-                " VALUES (?, '2026-01-01T00:00:00.5', ?, 'an answer', '{}')",
-                (f"p{self.number}", text),
+                " VALUES (?, ?, ?, 'an answer', '{}')",
+                (f"p{self.number}", f"2026-01-01T00:00:00.5{'' if self.n % 7 == 0 else '00000'}", text),
             ),
         )
         self.saved.append(number)

@@ -46,11 +46,15 @@ def test_a_signal_stops_between_two_batches(
 ) -> None:
     program = start_program("migrate", directory, "--dsn", database, "--jobs", jobs, "--json", *BATCHES)
     wait_for_batches(program, database, 5)
-    # A terminal sends Ctrl-C to all processes of the group; a supervisor sends SIGTERM to the main one.
-    if number == signal.SIGINT:
-        os.killpg(program.pid, number)
-    else:
-        program.send_signal(number)
+    with psycopg.connect(database) as connection:
+        # Or a program that is quicker than this test would be done before it hears the signal.
+        connection.execute("LOCK TABLE iceburg_migration.chunks IN SHARE ROW EXCLUSIVE MODE")
+        # A terminal sends Ctrl-C to all processes of the group; a supervisor sends SIGTERM to the main one.
+        if number == signal.SIGINT:
+            os.killpg(program.pid, number)
+        else:
+            program.send_signal(number)
+        time.sleep(0.5)
     output, said = program.communicate(timeout=30)
     assert program.returncode == status, said
     assert "Stopping after this batch" in said

@@ -20,7 +20,9 @@ from iceburg.config import Settings
 from iceburg.database import Entity, UnifiedDatabase
 from iceburg.database.embedded import EmbeddedServer
 from iceburg.database.flag import write_flag
-from iceburg.database.shadow import ShadowReads, same
+from iceburg.database.pairs import same
+from iceburg.database.postgres_session import PostgresSession
+from iceburg.database.shadow import ShadowReads
 from iceburg.errors import SourceError, UsageError
 from tests.conftest import FAST, make_server_home, remove_server_home
 from tests.contract.values import at_once
@@ -37,7 +39,7 @@ def answered_by(db: UnifiedDatabase, side: str, within: float) -> bool:
     asked: list[str] = []
     timed = db._timed
 
-    def noted(operation: str, on: str, call: Any, adapter: Any) -> Any:
+    def noted(operation: str, on: Any, call: Any, adapter: Any) -> Any:
         result = timed(operation, on, call, adapter)
         asked.append(on)
         return result
@@ -320,6 +322,33 @@ def test_shadow_reads_find_what_differs(tmp_path: Path, database: str) -> None:
     assert {(one.operation, one.kind) for one in found} == {("matrix.get", "ab")}
     assert found[0].embedded.properties["n"] == 1
     assert repr(found[0].postgres.properties["n"]) == "1.0"
+
+
+def test_originals_of_many_records_are_not_read_with_each_of_them(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ask = PostgresSession.ask
+
+    def noted(self: PostgresSession, *arguments: Any, originals: Any = False, **options: Any) -> Any:
+        asked.append(0 if isinstance(originals, bool) else len(originals))
+        return ask(self, *arguments, originals=originals, **options)
+
+    monkeypatch.setattr(PostgresSession, "ask", noted)
+    with UnifiedDatabase(settings_of(tmp_path, database, postgres_timeout=30)) as db:
+        with db.embedded.sessions["conversations"].writing() as file:
+            # No form that the column would give back.
+            file.executemany(
+                "INSERT INTO conversations (conversation_id, timestamp, user_message, assistant_message)"
+                " VALUES ('c', '2026-01-01T00:00:00.5', ?, 'a')",
+                ((str(n),) for n in range(400)),
+            )
+        assert db.conversations.newest("c", 100) == db.embedded.conversations.newest("c", 100)
+        assert answered_by(db, "postgres", 30)
+        asked.clear()
+        assert db.conversations.newest("c", 100) == db.embedded.conversations.newest("c", 100)
+    assert asked
+    assert max(asked) <= 100
 
 
 def test_stopping_does_not_wait_for_a_long_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from iceburg.cli.application import (
 from iceburg.database.schema import schema_names
 from iceburg.migration.final_report import Verified
 from iceburg.migration.finalizer import DEFAULT_HOURS, Finalizer
+from iceburg.monitoring.watches import verdict_of
 from iceburg.records import Store
 from iceburg.verification.consistency import ConsistencyCheck
 
@@ -83,6 +84,7 @@ def finalize(
             stopping=stop,
             hours=after,
             archive=archive,
+            ask_monitor=lambda connection, names: verdict_of(connection, names, after),
         )
         report = finalizer.cancel() if cancel else finalizer.run(dry_run=dry_run)
     if as_json:

@@ -33,6 +33,7 @@ from iceburg.database.schema import schema_names
 from iceburg.errors import UsageError
 from iceburg.records import Store
 from iceburg.verification.consistency import ConsistencyCheck
+from iceburg.verification.recorded_check import run_recorded
 from iceburg.verification.report import VerificationReport
 from iceburg.verification.verifier import Verifier
 from iceburg.verification_page import check_page, write_page
@@ -143,9 +144,10 @@ def check(
         stores, narrowed = find_stores(data_dir, sqlite, chroma, jsonl, exclude)
         target = find_target(dsn, data_dir)
         with console.ProgressView() as view:
-            report = ConsistencyCheck(
+            check = ConsistencyCheck(
                 target, stores, schema_names(schema), limit=limit, narrowed=narrowed, listener=view, stopping=stop
-            ).run()
+            )
+            report = run_recorded(check, target, schema_names(schema), narrowed=narrowed)
     if as_json:
         console.print_json(report.to_json())
     else:

@@ -33,6 +33,8 @@ _ATTEMPTS: Final = 4
 # Undefined table, undefined column, and what a statement prepared for other columns says.
 _CHANGED: Final = ("42P01", "42703", "0A000")
 _MANY: Final = 10_000
+# Originals asked for by key come with each row: with many of both they would not fit into memory.
+_FEW: Final = 100
 
 # The position is read in the same snapshot as the rows. No row at all: the dataset is gone.
 _READ: Final[LiteralString] = """
@@ -239,6 +241,8 @@ class PostgresSession(PostgresPool):
     ) -> Answer:
         """Do as `find` does, for a whole SELECT of the mapping's columns; `odd_if` is a further condition for odd."""
         originals: Sequence[str] | bool = True
+        if keys is not None and len(keys) > _FEW:
+            keys = None
         if keys is not None and self.bound(name).has_originals:
             originals = keys
         answer = self.ask(name, body, parameters, odd=odd, odd_if=odd_if, originals=originals)

@@ -9,17 +9,18 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 
 from iceburg.database import fork_guard, metrics
+from iceburg.database.measurements import Measurements
+from iceburg.database.pairs import Pairs, same_answer
 from iceburg.database.positions import Mark
-from iceburg.database.postgres_session import BehindError
 from iceburg.database.protocol import Adapter
-from iceburg.errors import IceburgError
+from iceburg.errors import IceburgError, TargetError
 
 # As many comparisons of a side with itself come first, for each operation: what differs there is noise.
 SAME_SIDE_FIRST: Final = 10
@@ -60,12 +61,26 @@ class ShadowReads:
         The sides.
     mark
         Says where a source is; a comparison during which it moves is none.
+    measurements
+        Where what is measured goes.
+    on_failure
+        Called when PostgreSQL could not answer.
     """
 
-    def __init__(self, share: float, embedded: Adapter, postgres: Adapter, mark: Callable[[str], Mark | None]) -> None:
+    def __init__(
+        self,
+        share: float,
+        embedded: Adapter,
+        postgres: Adapter,
+        mark: Callable[[str], Mark | None],
+        measurements: Measurements | None = None,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         self._share = share
-        self._sides = embedded, postgres
+        self._embedded = embedded
         self._mark = mark
+        self._pairs = Pairs(embedded, postgres, mark, measurements or Measurements())
+        self._on_failure = on_failure
         self._waiting: queue.Queue[tuple[str, str, Callable[[Adapter], Any]] | None] = queue.Queue(_WAITING)
         self._done: Counter[str] = Counter()
         self._process = 0
@@ -115,6 +130,8 @@ class ShadowReads:
                 self.compare(operation, source, call)
             except (IceburgError, psycopg.Error) as error:
                 _inconclusive(operation)
+                if isinstance(error, psycopg.Error | TargetError):
+                    self._on_failure()
                 _log.debug("shadow read %s: %s", operation, error)
 
     def compare(self, operation: str, source: str, call: Callable[[Adapter], Any]) -> bool | None:
@@ -122,21 +139,21 @@ class ShadowReads:
 
         The first comparisons of an operation ask the embedded side twice.
         """
-        embedded, postgres = self._sides
         kind = "aa" if self._done[operation] < SAME_SIDE_FIRST else "ab"
-        before = self._mark(source)
-        first = call(embedded)
-        try:
-            second = call(embedded if kind == "aa" else postgres)
-        except BehindError:
-            _inconclusive(operation)
-            return None
-        if before != self._mark(source):
-            _inconclusive(operation)
-            return None
+        if kind == "aa":
+            before = self._mark(source)
+            first, second = call(self._embedded), call(self._embedded)
+            if before != self._mark(source):
+                _inconclusive(operation)
+                return None
+            agree = same_answer(first, second)
+        else:
+            pair = self._pairs.ask(operation, source, call)
+            if pair is None:
+                _inconclusive(operation)
+                return None
+            first, second, agree = pair.embedded, pair.postgres, pair.agree
         self._done[operation] += 1
-        # The order of counts is part of the answer.
-        agree = same(first, second) and (not isinstance(first, Mapping) or list(first) == list(second))
         with fork_guard.active():  # the locks of metrics must not be held in a child
             metrics.COMPARISONS.labels(operation, kind).inc()
             if not agree:
@@ -146,22 +163,6 @@ class ShadowReads:
         self.mismatches.append(Mismatch(operation, kind, first, second))
         _log.error("shadow mismatch (%s) in %s: SQLite %.500r, PostgreSQL %.500r", kind, operation, first, second)
         return False
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two answers are the same, in type too: 1 is neither 1.0 nor true, NaN is NaN, -0.0 is not 0.0.
-
-    The order of an object's keys is left aside: PostgreSQL has an order of its own.
-    """
-    if type(first) is not type(second):
-        return False
-    if is_dataclass(first):
-        return all(same(getattr(first, field.name), getattr(second, field.name)) for field in fields(first))
-    if isinstance(first, Mapping):
-        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return repr(first) == repr(second) if isinstance(first, float) else bool(first == second)
 
 
 def _inconclusive(operation: str) -> None:

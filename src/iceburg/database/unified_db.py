@@ -28,6 +28,7 @@ import psycopg
 from iceburg.config import Settings, load_settings
 from iceburg.database import fork_guard, metrics
 from iceburg.database.applier import SqliteApplier
+from iceburg.database.beside import PostgresBeside
 from iceburg.database.bootstrap import claim_target, ensure_target
 from iceburg.database.breaker import Breaker
 from iceburg.database.connection import connect, resolve_target
@@ -36,11 +37,13 @@ from iceburg.database.handover import Handover
 from iceburg.database.jsonl_applier import JsonlApplier
 from iceburg.database.jsonl_telemetry import JsonlTelemetry
 from iceburg.database.layout import Layout
+from iceburg.database.measurements import Measurements, Outcome, Side
 from iceburg.database.phases import is_finalized
 from iceburg.database.positions import Mark
 from iceburg.database.postgres_adapter import PostgresAdapter
 from iceburg.database.postgres_session import BehindError, PostgresSession
 from iceburg.database.protocol import Adapter
+from iceburg.database.recorder import Recorder
 from iceburg.database.routes import RoutedConversations, RoutedEmbeddings, RoutedMatrix, RoutedTelemetry
 from iceburg.database.schema import SchemaNames, schema_names
 from iceburg.database.shadow import Mismatch, ShadowReads
@@ -79,6 +82,7 @@ class _DualTarget:
         settings: Settings,
         breaker: Breaker,
         handover: Handover,
+        measurements: Measurements,
     ) -> None:
         names = schema_names(settings.schema_name)
         self._names, self._data_dir, self.handover = names, layout.data_dir, handover
@@ -110,7 +114,7 @@ class _DualTarget:
         )
         self.session.synchroniser = self.synchroniser
         self.adapter = PostgresAdapter(self.session, layout)
-        self.shadow = ShadowReads(settings.shadow_reads, embedded, self.adapter, self.mark)
+        self.shadow = ShadowReads(settings.shadow_reads, embedded, self.adapter, self.mark, measurements)
         self.armed: set[str] = set()
 
     def _claim(self, connection: psycopg.Connection) -> None:
@@ -196,6 +200,9 @@ class UnifiedDatabase:
         self._dual: _DualTarget | None = None
         self._alone: tuple[PostgresSession, PostgresAdapter] | None = None
         self._retired: _DualTarget | None = None
+        self._beside: tuple[PostgresBeside, ShadowReads] | None = None
+        self.measurements = Measurements()
+        self._recorder = self._new_recorder()
         self._abandoned: list[object] = []
         self._closed = False
         self.handover = Handover(self.layout.data_dir, self._ask_whether_finalized)
@@ -221,12 +228,16 @@ class UnifiedDatabase:
     def close(self) -> None:
         """Close all connections; what is pending stays in the change log."""
         with self._lock:
-            targets, alone = (self._dual, self._retired), self._alone
-            self._dual = self._retired = self._alone = None
+            targets, alone, beside = (self._dual, self._retired), self._alone, self._beside
+            self._dual = self._retired = self._alone = self._beside = None
             self._closed = True
+        if beside is not None:
+            beside[1].stop()
+            beside[0].close()
         for target in targets:
             if target is not None:
                 target.close()
+        self._recorder.stop()
         if alone is not None:
             alone[0].close()
         self.embedded.close()
@@ -250,7 +261,9 @@ class UnifiedDatabase:
     @property
     def shadow_mismatches(self) -> tuple[Mismatch, ...]:
         """The last shadow reads that differed."""
-        return () if self._dual is None else tuple(self._dual.shadow.mismatches)
+        shadows = [] if self._dual is None else [self._dual.shadow]
+        shadows += [] if self._beside is None else [self._beside[1]]
+        return tuple(mismatch for shadow in shadows for mismatch in shadow.mismatches)
 
     def read(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         """Answer a read; see `iceburg.database.routes.Router`."""
@@ -266,7 +279,34 @@ class UnifiedDatabase:
                 answer = self._ask_postgres(operation, source, call, target)
                 if answer is not None:
                     return answer[0]
-        return self._timed(operation, "embedded", call, self.embedded)
+        result = self._timed(operation, "embedded", call, self.embedded)
+        if mode == "embedded" and self.settings.shadow_reads > 0:
+            self._shadow_beside().offer(operation, source, call)
+        return result
+
+    def _shadow_beside(self) -> ShadowReads:
+        """Return what compares reads while the flag is off; it connects in the background, once something is logged."""
+        beside = self._beside
+        if beside is None:
+            with self._lock:
+                if self._beside is None:
+                    names = schema_names(self.settings.schema_name)
+                    timeout = self.settings.postgres_timeout
+                    side = PostgresBeside(self.layout, self.embedded, names, self._find_dsn, timeout=timeout)
+                    share, measurements = self.settings.shadow_reads, self.measurements
+                    shadow = ShadowReads(share, self.embedded, side, side.mark, measurements, side.note_failure)
+                    self._beside = side, shadow
+                beside = self._beside
+        return beside[1]
+
+    def _find_dsn(self) -> str:
+        dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
+        self._recorder.start(dsn)
+        return dsn
+
+    def _new_recorder(self) -> Recorder:
+        names = schema_names(self.settings.schema_name)
+        return Recorder(self.measurements, names, lambda: self.mode, timeout=self.settings.postgres_timeout)
 
     def write(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         """Do a write; see `iceburg.database.routes.Router`."""
@@ -290,6 +330,7 @@ class UnifiedDatabase:
         target = self._dual_target(source) if mode == "dual" else None
         if target is None:
             return self._timed(operation, "embedded", call, self.embedded)
+        started = time.perf_counter()
         with target.accompanied(source) as ahead:
             result = self._timed(operation, "embedded", call, self.embedded)
         if not ahead.applied:
@@ -300,6 +341,8 @@ class UnifiedDatabase:
                 _log.warning("%s: not applied now: %s", source, error)
             else:
                 target.synchroniser.catch_up(source, None if mark is None else mark.position)
+        with fork_guard.active():
+            self.measurements.observe(operation, "call", "dual", "ok", time.perf_counter() - started)
         return result
 
     def _ask_postgres(
@@ -328,19 +371,25 @@ class UnifiedDatabase:
                 return (result,)
         return None
 
-    def _timed(self, operation: str, side: str, call: Callable[[Adapter], T], adapter: Adapter) -> T:
-        started, outcome = time.perf_counter(), "error"
+    def _timed(self, operation: str, side: Side, call: Callable[[Adapter], T], adapter: Adapter) -> T:
+        started = time.perf_counter()
+        outcome: Outcome = "error"
         try:
             result = call(adapter)
             outcome = "ok"
         except BehindError:
             outcome = "behind"
             raise
+        except (UsageError, FencedError):
+            # It is the question that is wrong, or the call is done again elsewhere.
+            outcome = "refused"
+            raise
         finally:
             seconds = time.perf_counter() - started
             with fork_guard.active():  # the locks of metrics must not be held in a child
                 metrics.OPERATIONS.labels(operation, side, outcome).inc()
                 metrics.DURATIONS.labels(operation, side).observe(seconds)
+                self.measurements.observe(operation, "call", side, outcome, seconds)
         return result
 
     def _dual_target(self, source: str) -> _DualTarget | None:
@@ -359,8 +408,16 @@ class UnifiedDatabase:
         with self._lock:
             try:
                 if self._dual is None and not self._closed:
-                    dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
-                    target = _DualTarget(dsn, self.layout, self.embedded, self.settings, self.breaker, self.handover)
+                    dsn = self._find_dsn()
+                    target = _DualTarget(
+                        dsn,
+                        self.layout,
+                        self.embedded,
+                        self.settings,
+                        self.breaker,
+                        self.handover,
+                        self.measurements,
+                    )
                     target.synchroniser.start()
                     self._dual = target
             except (psycopg.Error, TargetError, OSError) as error:
@@ -378,9 +435,8 @@ class UnifiedDatabase:
                 raise UsageError("the database is closed")
             if self._alone is None:
                 names = schema_names(self.settings.schema_name)
-                dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
                 session = PostgresSession(
-                    dsn,
+                    self._find_dsn(),
                     names,
                     pool_min=self.settings.pool_min,
                     pool_max=self.settings.pool_max,
@@ -432,8 +488,9 @@ class UnifiedDatabase:
     def after_fork_in_child(self) -> None:
         """See `iceburg.database.fork_guard.ForkAware`."""
         # The parent's connections; kept, so that nothing says goodbye on them.
-        self._abandoned += [self._dual, self._retired, self._alone]
-        self._dual = self._retired = self._alone = None
+        self._abandoned += [self._dual, self._retired, self._alone, self._beside]
+        self._dual = self._retired = self._alone = self._beside = None
+        self._recorder = self._new_recorder()
         self._lock = threading.Lock()
         self.breaker = Breaker()
 

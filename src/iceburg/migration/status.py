@@ -25,7 +25,7 @@ from iceburg.sources.fingerprint import fingerprint
 
 _CHANGES: Final = 5
 # What a store may be like if everything of it is in PostgreSQL, or on its way.
-_WELL: Final = ("unchanged", "in step", "behind", "closed")
+WELL: Final = ("unchanged", "in step", "behind", "closed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
         phase = read_phase(connection, names)
         closed = phase.phase is Phase.FINALIZED
         sources = tuple(
-            _source(connection, names, source, by_name.get(source.name), closed=closed)
+            source_status(connection, names, source, by_name.get(source.name), closed=closed)
             for source in catalogue.sources()
         )
         kept = ledger.kept_counts()
@@ -118,7 +118,7 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
         ]
         row = connection.execute(names.format(SELECT_INSTALLATION)).fetchone()
         heartbeat = read_heartbeat(connection, names)
-        complete = all(source.complete and source.state in _WELL for source in sources)
+        complete = all(source.complete and source.state in WELL for source in sources)
         return Status(
             target.description,
             None if row is None else row[0],
@@ -134,9 +134,10 @@ def read_status(target: Target, stores: Sequence[Store], names: SchemaNames) -> 
         )
 
 
-def _source(
-    connection: psycopg.Connection, names: SchemaNames, source: Source, store: Store | None, *, closed: bool
+def source_status(
+    connection: psycopg.Connection, names: SchemaNames, source: Source, store: Store | None, *, closed: bool = False
 ) -> SourceStatus:
+    """Say how one store stands, which may be gone; all are closed where the installation is finalized."""
     position = find_position(connection, names, source.name)
     pending = None
     if closed or (position is not None and position.log_id == CLOSED):

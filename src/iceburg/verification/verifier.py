@@ -148,7 +148,9 @@ class Verifier:
                         "differences": dataset.differences,
                     },
                 )
-            ledger.finish_run(run_id, report.status, {"problems": list(report.problems)})
+            narrowed = self._options.narrowed
+            found = {"problems": list(report.problems), "narrowed": narrowed, "sampled": report.sampled}
+            ledger.finish_run(run_id, report.status, found)
             return report
 
     def _workers(self) -> Workers:
