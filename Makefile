@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test contract lint types check bench bench-live bench-operations dual-mutations live-campaign load-campaign \
+.PHONY: demo test contract lint types check bench bench-live bench-operations bench-vectors dual-mutations live-campaign load-campaign \
 	kill-campaign kill-campaign-each rollback-campaign chroma-campaign verify-mutations clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -37,6 +37,10 @@ check: lint types test
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.copy_speed
+
+# Vector indexes of either kind: build, recall, latency; a minute.
+bench-vectors: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.vector_search
 
 bench-operations: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.operations --entities 1500000
