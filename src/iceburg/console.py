@@ -38,6 +38,8 @@ from iceburg.verification.consistency_report import ConsistencyReport
 from iceburg.verification.report import RecordDifference, VerificationReport
 
 _PLAIN_INTERVAL: Final = 5.0
+# Of an answer only its beginning is shown: the document and the page have more.
+_LONGEST: Final = 120
 # An index of which nothing was heard for so many seconds is there.
 _GONE: Final = 3.0
 # A follower says about every second how it is.
@@ -278,8 +280,8 @@ def show_verification(report: VerificationReport) -> None:
             example = query.example or {}
             console.print(
                 f"Other answer: {query.store}, {query.query}, {query.different} of {query.asked} times:"
-                f" {_quoted(example.get('arguments'))}: source {_quoted(example.get('source'))},"
-                f" target {_quoted(example.get('target'))}"
+                f" {_cut(example.get('arguments'))}: source {_cut(example.get('source'))},"
+                f" target {_cut(example.get('target'))}"
             )
     for silent in report.not_asked:
         console.print(f"Not asked: {silent['dataset']}: {silent['why']}")
@@ -291,6 +293,11 @@ def show_verification(report: VerificationReport) -> None:
     amcheck = report.structure.why_not or f"{report.structure.indexes:,} indexes looked through"
     console.print(f"Answers: {asked:,} compared. Structure: {report.structure.tables:,} tables, {amcheck}.")
     console.print(f"{report.status.capitalize()}: {what}{compared:,} records compared in {report.seconds:.1f} s.")
+
+
+def _cut(value: Any) -> str:
+    text = _quoted(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _show_differences(console: Console, what: str, differences: tuple[RecordDifference, ...]) -> None:

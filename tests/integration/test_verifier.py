@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from iceburg.demo.chroma_writer import Collection, Operation, write_chroma
-from iceburg.errors import SchemaVersionError
+from iceburg.errors import SchemaVersionError, UsageError
+from iceburg.verification_page import write_page
 from tests.support import (
     CONVERSATIONS,
     ENTITIES,
@@ -25,6 +26,7 @@ from tests.support import (
     lines,
     migrate,
     migrate_fully,
+    migrate_live,
     rows,
     run_sql,
     verify,
@@ -412,7 +414,7 @@ CHANGES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
     "original too many, of no record": (
         "INSERT INTO iceburg_migration.originals SELECT dataset_id, '[\"nobody\"]', 'txt', 'text', 'x', 'r'"
         " FROM iceburg_migration.datasets WHERE name = 's.db/t'",
-        [(T, "", "(originals)", 1, 2)],
+        [(T, "", "(originals)", 1, 2), (T, ..., "(kept)", None, ...)],
     ),
     "original twice": (
         "INSERT INTO iceburg_migration.originals SELECT * FROM iceburg_migration.originals WHERE field = 'txt'",
@@ -435,7 +437,7 @@ CHANGES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
     "quarantined record too many": (
         "INSERT INTO iceburg_migration.quarantine SELECT dataset_id, '[\"nobody\"]', '[]', 'r'"
         " FROM iceburg_migration.datasets WHERE name = 's.db/t'",
-        [(T, "", "(quarantined records)", 1, 2)],
+        [(T, "", "(quarantined records)", 1, 2), (T, ..., "(kept)", None, ...)],
     ),
     "quarantined record beside its row": (
         "INSERT INTO iceburg_migration.quarantine SELECT dataset_id, '[0]',"
@@ -530,3 +532,53 @@ def test_a_source_that_changed_is_a_difference(tmp_path: Path, database: str) ->
         ("a.db/t", "[2]", "b", 5, 2),
         ("a.db/t", "[4]", "(record)", "a record", None),
     ]
+
+
+def test_repair_mends_from_the_store_and_keeps_what_was_there(tmp_path: Path, database: str) -> None:
+    write(tmp_path)
+    migrate_fully(database, tmp_path)
+    run_sql(database, "DELETE FROM s.t WHERE k = 'k3'; UPDATE s.t SET n = 77 WHERE k = 'k4'")
+    run_sql(database, "INSERT INTO s.t (k, n) VALUES ('more', 1)")
+    run_sql(database, "UPDATE matrix_entities SET entity_data = '{}' WHERE entity_id = 'e2'")
+    report = verify(database, tmp_path, repair=True)
+    assert_identical(report)
+    assert {(one.dataset, one.key, one.action) for one in report.repairs} == {
+        (T, '["k3"]', "added"),
+        (T, '["k4"]', "replaced"),
+        (T, '["more"]', "removed"),
+        (E, '["e2"]', "replaced"),
+    }
+    assert all(one.problem is None for one in report.repairs)
+    statement = "SELECT before->'rows'->0->>'n' FROM iceburg_migration.repairs WHERE record_key = %s"
+    before = rows(database, statement, ['["k4"]'])
+    assert before == [("77",)]
+
+
+def test_what_is_followed_is_not_mended(tmp_path: Path, database: str) -> None:
+    change(tmp_path / "a.db", "CREATE TABLE t (a INTEGER PRIMARY KEY); INSERT INTO t VALUES (1)")
+    migrate_live(database, tmp_path)
+    run_sql(database, "DELETE FROM a.t")
+    with pytest.raises(UsageError, match="--rewrite"):
+        verify(database, tmp_path, repair=True)
+    assert rows(database, "SELECT count(*) FROM a.t") == [(0,)]
+
+
+def test_answers_are_compared_and_different_ones_shown(installation: Installation, target: str) -> None:
+    run_sql(target, "UPDATE matrix_entities SET entity_type = 'x' WHERE entity_id = 'e3'")
+    report = verify(target, installation.directory)
+    (query,) = [query for query in report.queries if query.query == "count entities by type"]
+    assert (query.identical, query.asked, query.different) == (False, 1, 1)
+    assert query.example is not None
+    assert "20" in str(query.example["target"])
+
+
+def test_the_page_is_whole_and_escapes_what_it_shows(installation: Installation, target: str, tmp_path: Path) -> None:
+    run_sql(target, "UPDATE s.t SET txt = '<script>alert(1)</script>' WHERE k = 'k3'")
+    page = tmp_path / "report.html"
+    write_page(page, verify(target, installation.directory), "here")
+    text = page.read_text("utf-8")
+    assert "<svg" in text
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "http" not in text
+    assert page.stat().st_mode & 0o777 == 0o600

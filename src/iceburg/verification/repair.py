@@ -15,7 +15,6 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from iceburg.database.catalogue import Dataset
 from iceburg.database.kept import kept_keys
@@ -32,7 +31,7 @@ from iceburg.verification.report import Repair
 
 _SURPLUS: Final = 5_000
 _INSERT: Final[LiteralString] = """
-INSERT INTO {state}.repairs (run_id, dataset, record_key, action, before) VALUES (%s, %s, %s, %s, %s)
+INSERT INTO {state}.repairs (run_id, dataset, record_key, action, before) VALUES (%s, %s, %s, %s, %s::jsonb)
 """
 _KEPT: Final[LiteralString] = """
 SELECT record_key, jsonb_build_object('original of', field, 'class', storage_class, 'bytes', encode(value, 'hex'))
@@ -137,10 +136,13 @@ class _DatasetRepair:
             rows, beside = there.get(key, []), kept.get(text, [])
             self._note(text, "replaced" if rows or beside else "added", {"rows": rows, "kept": beside})
 
-    def _note(self, key: str, action: str, before: dict[str, list[Any]]) -> None:
+    def _note(self, key: str, action: str, before: dict[str, list[str]]) -> None:
+        # Texts of JSON as PostgreSQL sends them: no number is rounded on its way.
+        lists = (f'"{name}": [{", ".join(values)}]' for name, values in before.items())
+        text = f"{{{', '.join(lists)}}}" if any(before.values()) else None
         self._context.connection.execute(
             self._context.names.format(_INSERT),
-            (self._task.run_id, self._dataset.name, key, action, Jsonb(before) if any(before.values()) else None),
+            (self._task.run_id, self._dataset.name, key, action, text),
         )
         self._done[action] = self._done.get(action, 0) + 1
         if self._done[action] <= self._task.limit:
