@@ -116,8 +116,8 @@ def main() -> None:
                 recall = "exact" if index["recall"] is None else f"{index['recall']:.3f}"
                 form = "vector" if dimension <= 2_000 else "halfvec"
                 print(
-                    f"| {rows:,} {form}({dimension}) | {kind} | {report.seconds:.1f} | {size or '-'} | {shown} |"
-                    f" {recall} | {middle:.2f} | {high:.2f} |",
+                    f"| {rows:,} {form}({dimension}) | {kind} | {report.seconds:.1f} | {size or ''} | {shown}"
+                    f" | {recall} | {middle:.2f} | {high:.2f} |",
                     flush=True,
                 )
     finally:

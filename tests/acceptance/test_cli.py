@@ -112,7 +112,7 @@ def test_verify_names_a_difference(tmp_path: Path, database: str) -> None:
     found = document(outcome)
     assert found["status"] == "different"
     assert found["differences"] == [
-        {"dataset": "m.db/t", "key": '["a"]', "field": "v", "source": "A", "target": "changed"}
+        {"dataset": "m.db/t", "key": '["a"]', "field": "v", "source": "A", "target": "changed", "found_by": "records"}
     ]
     plain = run("verify", directory, "--dsn", database)
     assert plain.returncode == 1

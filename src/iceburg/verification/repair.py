@@ -34,9 +34,9 @@ _INSERT: Final[LiteralString] = """
 INSERT INTO {state}.repairs (run_id, dataset, record_key, action, before) VALUES (%s, %s, %s, %s, %s::jsonb)
 """
 _KEPT: Final[LiteralString] = """
-SELECT record_key, jsonb_build_object('original of', field, 'class', storage_class, 'bytes', encode(value, 'hex'))
+SELECT record_key, jsonb_build_object('original of', field, 'class', storage_class, 'bytes', encode(value, 'hex'))::text
 FROM {state}.originals WHERE dataset_id = %(id)s AND record_key = ANY(%(keys)s)
-UNION ALL SELECT record_key, jsonb_build_object('quarantined', encode(record, 'hex'))
+UNION ALL SELECT record_key, jsonb_build_object('quarantined', encode(record, 'hex'))::text
 FROM {state}.quarantine WHERE dataset_id = %(id)s AND record_key = ANY(%(keys)s)
 """
 
@@ -185,6 +185,6 @@ class _DatasetRepair:
 def _as_json(connection: psycopg.Connection, target: TargetTable, keys: Sequence[Row]) -> dict[Row | None, list[Any]]:
     """Return the rows that have some keys, as JSON."""
     found: dict[Row | None, list[Any]] = {}
-    for sent, value in target.fetch_with(connection, keys, sql.SQL("to_jsonb(t)")):
+    for sent, value in target.fetch_with(connection, keys, sql.SQL("to_jsonb(t)::text")):
         found.setdefault(target.key_of(target.read(sent)), []).append(value)
     return found
