@@ -16,26 +16,26 @@ SET ivfflat.probes = 1
 SET hnsw.ef_search = 40
 AS $function$
 DECLARE
-    found RECORD;
+    place RECORD;
     setting RECORD;
     kind TEXT;
     operator TEXT;
     form TEXT;
 BEGIN
-    SELECT c.dimension, c.distance, c.vector_index INTO found
+    SELECT c.dimension, c.distance, c.vector_index INTO place
     FROM {data}.embedding_collections AS c WHERE c.collection_id = collection;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no collection %', collection USING HINT = 'See the table embedding_collections.';
     END IF;
-    FOR setting IN SELECT s.key, s.value FROM jsonb_each_text(coalesce(found.vector_index -> 'search', '{{}}')) AS s LOOP
+    FOR setting IN SELECT s.key, s.value FROM jsonb_each_text(coalesce(place.vector_index -> 'search', '{{}}')) AS s LOOP
         PERFORM set_config(setting.key, setting.value, TRUE);
     END LOOP;
-    kind := CASE WHEN found.dimension IS NULL THEN 'vector'
-                 WHEN found.dimension <= 2000 THEN format('vector(%1$s)', found.dimension)
-                 WHEN found.dimension <= 4000 THEN format('halfvec(%1$s)', found.dimension)
+    kind := CASE WHEN place.dimension IS NULL THEN 'vector'
+                 WHEN place.dimension <= 2000 THEN format('vector(%1$s)', place.dimension)
+                 WHEN place.dimension <= 4000 THEN format('halfvec(%1$s)', place.dimension)
                  ELSE 'vector' END;
-    operator := CASE found.distance WHEN 'cosine' THEN '<=>' WHEN 'l2' THEN '<->' ELSE '<#>' END;
-    form := CASE found.distance WHEN 'cosine' THEN '%1$s' WHEN 'l2' THEN 'power(%1$s, 2)' ELSE '1 + (%1$s)' END;
+    operator := CASE place.distance WHEN 'cosine' THEN '<=>' WHEN 'l2' THEN '<->' ELSE '<#>' END;
+    form := CASE place.distance WHEN 'cosine' THEN '%1$s' WHEN 'l2' THEN 'power(%1$s, 2)' ELSE '1 + (%1$s)' END;
     RETURN QUERY EXECUTE format(
         'SELECT e.id, e.record_id, CASE WHEN e.has_text THEN e.text END, e.metadata, %1$s'
         ' FROM %2$s AS e WHERE e.collection_id = %3$s ORDER BY e.embedding::%4$s %5$s $1::%4$s LIMIT %6$s',
