@@ -432,9 +432,7 @@ class Result:
             return f"is found by {self.found}" if self.found else None
         if not self.found:
             return "is not found"
-        # A table or a column that is gone has no records to compare.
-        gone = "structure" in self.found and damage.what.endswith("dropped")
-        if damage.changes_data and "records" not in self.found and not gone:
+        if damage.changes_data and "records" not in self.found:
             return f"is found by {', '.join(self.found)} alone"
         return None if set(self.found) >= set(self.rechecked) else f"{self.rechecked} with --recheck, else {self.found}"
 

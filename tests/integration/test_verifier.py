@@ -506,6 +506,15 @@ def test_a_table_that_was_dropped_is_a_difference(tmp_path: Path, database: str)
     assert found(verify(database, tmp_path)) == [("a.db/bare", "", "(table)", "a table", None)]
 
 
+def test_of_a_table_that_was_dropped_every_record_is_missing(tmp_path: Path, database: str) -> None:
+    change(tmp_path / "a.db", "CREATE TABLE bare (a); INSERT INTO bare VALUES (1), (2)")
+    migrate_fully(database, tmp_path)
+    run_sql(database, "ALTER TABLE a.bare DROP COLUMN a")
+    report = verify(database, tmp_path)
+    (records,) = (d for d in report.differences if d.field == "(records)")
+    assert (records.dataset, records.found_by, records.source) == ("a.db/bare", "records", "2 records")
+
+
 def test_what_is_not_migrated_yet_is_a_difference(tmp_path: Path, database: str) -> None:
     with pytest.raises(SchemaVersionError, match="migrate"):
         verify(database, tmp_path)

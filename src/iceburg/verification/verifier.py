@@ -28,7 +28,13 @@ from iceburg.verification.inspecting import (
     measure_recall,
 )
 from iceburg.verification.mending import mend, refuse_followed
-from iceburg.verification.report import DatasetVerification, Findings, StructureVerification, VerificationReport
+from iceburg.verification.report import (
+    DatasetVerification,
+    Findings,
+    RecordDifference,
+    StructureVerification,
+    VerificationReport,
+)
 from iceburg.verification.scope import Options, Scope
 from iceburg.verification.soundness import Soundness
 from iceburg.verification.unowned import unowned_rows
@@ -174,6 +180,9 @@ class Verifier:
             definitions, unusable = check_definitions(scope, stores, datasets)
             definitions += check_collections(scope, structure)
             usable = [d for d in datasets if d.dataset_id not in structure.unusable | unusable]
+            for dataset in datasets:
+                if dataset.dataset_id in structure.unusable and dataset.source_rows != 0:
+                    scope.of(dataset).note(_nothing_to_compare(dataset), scope.options.limit)
             comparison = RecordComparison(scope, stores)
             comparison.run(usable, kept)
             counts = dict.fromkeys((d.dataset_id for d in datasets), 0) | count_rows(scope, usable)
@@ -240,6 +249,12 @@ class Verifier:
         for dataset in datasets:
             if dataset.source_rows is not None:
                 scope.listener.expect(dataset.name, dataset.source_rows, 0)
+
+
+def _nothing_to_compare(dataset: Dataset) -> RecordDifference:
+    """Return the difference of a dataset whose table, or a column of it, is gone: no record of it can come back."""
+    records = "its records" if dataset.source_rows is None else f"{dataset.source_rows:,} records"
+    return RecordDifference(dataset.name, "", "(records)", records, "no rows that they could be made of")
 
 
 def _result(
