@@ -46,7 +46,8 @@ def plan_vector_indexes(run: Run, datasets: Iterable[Dataset], *, anew: bool) ->
         old = recorded.get(dataset.dataset_id)
         kind = run.options.vector_index or (_DEFAULT if old is None else old.asked)
         index = plan_index(dataset, kind, dataset.target_rows or 0)
-        if anew or old is None or (run.options.vector_index is not None and old.kind != index.kind):
+        asked = run.options.vector_index is not None
+        if anew or (asked and (old is None or old.kind != index.kind)):
             run.catalogue.set_notes(dataset.dataset_id, [] if index.why is None else [index.why])
             tasks.append(VectorIndexTask(dataset, index, dataset.target_rows or 0))
     return tasks

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final, LiteralString
 
-import orjson
 import psycopg
 
 from iceburg.database.catalogue import Dataset, Source
@@ -112,7 +111,9 @@ def compare_definition(stores: OpenStores, store: Store, dataset: Dataset) -> It
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON gives it back."""
-    return orjson.loads(orjson.dumps(value)) if isinstance(value, dict | list | tuple) else value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _first_difference(left: Any, right: Any, path: str = "") -> tuple[Any, Any]:

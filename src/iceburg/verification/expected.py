@@ -128,8 +128,10 @@ def _tables_of_files(connection: psycopg.Connection) -> tuple[list[str], list[st
 
 def _with_alternatives(expectation: Expectation) -> Expectation:
     indexes = expectation.shape.indexes
-    for index in [index for index in indexes if index.name.startswith(_INSTEAD)]:
-        indexes.remove(index)
+    alternatives = [index for index in indexes if index.name.startswith(_INSTEAD)]
+    # By their names: an alternative may be equal to another index.
+    indexes[:] = [index for index in indexes if not index.name.startswith(_INSTEAD)]
+    for index in alternatives:
         expectation.instead.setdefault(index.name.partition("_of_")[2], []).append(index)
     return expectation
 

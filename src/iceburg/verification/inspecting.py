@@ -17,7 +17,7 @@ from iceburg.verification.expected import Expectation, expect
 from iceburg.verification.report import RecallVerification, RecordDifference
 from iceburg.verification.scope import Scope
 from iceburg.verification.soundness import Soundness, SoundnessTask, run_soundness
-from iceburg.verification.structure import Finding, StructureCheck
+from iceburg.verification.structure import Finding, StructureCheck, is_default
 
 
 @dataclass(slots=True)
@@ -64,7 +64,8 @@ def check_structure(scope: Scope, stores: OpenStores, datasets: Sequence[Dataset
             counters[table] = number
             if number is not None:
                 by_dataset[dataset.dataset_id] = number
-    logged = frozenset(scope.followed.values())
+    loose = _loose_sources(scope)
+    logged = frozenset(loose)
     wanted = {dataset.dataset_id for dataset in datasets}
     everything = expect(scope.connection, scope.names, scope.catalogue.datasets(), logged)
     found.expectations = [e for e in everything if e.own is None or e.own.dataset_id in wanted]
@@ -74,8 +75,36 @@ def check_structure(scope: Scope, stores: OpenStores, datasets: Sequence[Dataset
         for finding in check.run()
         if finding.expectation is None or any(finding.expectation is e for e in found.expectations)
     ]
+    found.findings = [finding for finding in found.findings if not _is_made_later(finding, logged)]
     found.unusable = check.unusable() & wanted
     return found
+
+
+def _loose_sources(scope: Scope) -> set[int]:
+    """Return the sources whose changes are applied, or that were made by the layer.
+
+    What their tables have beside columns and keys is made by a migration, or at the end of dual write.
+    """
+    made = {source.source_id for source in scope.catalogue.sources() if source.fingerprint is None}
+    return made | set(scope.followed.values())
+
+
+def _is_made_later(finding: Finding, loose: frozenset[int]) -> bool:
+    """Whether a finding is about something that a table of a loose source need not have yet."""
+    expectation = finding.expectation
+    if expectation is None or finding.what in ("table", "other", "trigger"):
+        return False
+    if finding.what == "constraint" and str(finding.difference.source).startswith("PRIMARY KEY"):
+        return False
+    if finding.what == "column" and not is_default(finding):
+        return False
+    if expectation.own is not None:
+        return expectation.own.source_id in loose
+    return any(
+        dataset.source_id in loose and finding.name.endswith(f"_{dataset.dataset_id}")
+        for dataset in expectation.datasets
+        if "collection" in dataset.definition
+    )
 
 
 def _counter(scope: Scope, stores: OpenStores, dataset: Dataset, table: str) -> int | None:

@@ -192,6 +192,16 @@ class StructureCheck:
                     yield Finding(None, "table", table, difference)
 
 
+def is_default(finding: Finding) -> bool:
+    """Whether a column differs in nothing but its default."""
+    wanted, found = str(finding.difference.source), finding.difference.target
+    return finding.what == "column" and found is not None and _bare(wanted) == _bare(str(found))
+
+
+def _bare(column: str) -> str:
+    return column.partition(" DEFAULT ")[0]
+
+
 def _base(kind: str) -> str:
     return kind.partition("(")[0]
 

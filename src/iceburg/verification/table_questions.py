@@ -107,7 +107,7 @@ class TableQuestions:
             yield self._page("a row by its key", self._key_condition(record), (), limit=1)
         comparable = self._comparable()
         ordered = {column.source for column in comparable}
-        if not ordered.issuperset(self._key):
+        if not ordered.issuperset(self._key) or self._has_null_keys():
             # In a key of other letters, or of values that PostgreSQL cannot hold, rows have another order.
             comparable = []
         else:
@@ -126,6 +126,15 @@ class TableQuestions:
                 yield self._page("the rows with a value", condition, (), arguments=(column.source, value))
         for column in self._groupable(comparable):
             yield self._counts(column)
+
+    def _has_null_keys(self) -> bool:
+        """Whether a key has NULL, which SQLite allows many times: such rows are told apart by what is no column."""
+        if not self._key:
+            return False
+        condition = " OR ".join(f"{self._source_name(column)} IS NULL" for column in self._key_columns())
+        table = quote(self._reader.table.name)
+        statement = f"SELECT 1 FROM main.{table} AS {TABLE_ALIAS} WHERE {condition} LIMIT 1"  # noqa: S608
+        return self._source.execute(statement).fetchone() is not None
 
     def _position(self, column: _Column) -> int:
         return self._key_width + self._columns.index(column)
