@@ -322,6 +322,7 @@ def test_rows_that_swap_unique_values_and_tables_of_other_forms(odd_table: Path,
             ("x3", 3, b"new"), ("x", 99, None),
         ]  # fmt: skip
         assert file.execute("SELECT i, d, s FROM g WHERE i = 5").fetchone() == (5, 10, "other")
+    run_sql(database, "ALTER TABLE t.t ADD CONSTRAINT t_b_key UNIQUE (b)")
     assert_identical(verify(database, odd_table.parent))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final, LiteralString
 
 from iceburg.database.catalogue import Dataset
 from iceburg.database.vector_indexes import VectorIndex, recorded_indexes
@@ -18,6 +19,10 @@ from iceburg.verification.report import RecallVerification, RecordDifference
 from iceburg.verification.scope import Scope
 from iceburg.verification.soundness import Soundness, SoundnessTask, run_soundness
 from iceburg.verification.structure import Finding, StructureCheck, is_default
+
+_COPIED: Final[LiteralString] = """
+SELECT DISTINCT d.source_id FROM {state}.datasets d JOIN {state}.chunks c USING (dataset_id)
+"""
 
 
 @dataclass(slots=True)
@@ -86,7 +91,13 @@ def _loose_sources(scope: Scope) -> set[int]:
     What their tables have beside columns and keys is made by a migration, or at the end of dual write.
     """
     made = {source.source_id for source in scope.catalogue.sources() if source.fingerprint is None}
-    return made | set(scope.followed.values())
+    copied = {number for (number,) in scope.connection.execute(scope.names.format(_COPIED))}
+    by_layer = {
+        dataset.source_id
+        for dataset in scope.catalogue.datasets()
+        if dataset.source_id not in copied and dataset.source_rows != 0
+    }
+    return made | by_layer | set(scope.followed.values())
 
 
 def _is_made_later(finding: Finding, loose: frozenset[int]) -> bool:
