@@ -55,7 +55,11 @@ class Expectation:
 
 
 def expect(
-    connection: psycopg.Connection, names: SchemaNames, datasets: Sequence[Dataset], logged: frozenset[int]
+    connection: psycopg.Connection,
+    names: SchemaNames,
+    datasets: Sequence[Dataset],
+    logged: frozenset[int],
+    made: frozenset[int],
 ) -> list[Expectation]:
     """Return what the tables of the target should be.
 
@@ -70,10 +74,13 @@ def expect(
     logged
         Numbers of the sources whose changes are applied: their tables have foreign keys and unique constraints only
         after a migration.
+    made
+        Numbers of the sources that nobody has migrated: the plan's tables have indexes for their sake only as far as
+        the layer makes them.
     """
     found = []
     with connection.transaction(force_rollback=True):
-        found += _expect_plan(connection, names, datasets)
+        found += _expect_plan(connection, names, datasets, made)
     by_source: dict[int, list[Dataset]] = {}
     for dataset in datasets:
         if dataset.definition["mapping"] == "table":
@@ -85,9 +92,15 @@ def expect(
     return found
 
 
-def _expect_plan(connection: psycopg.Connection, names: SchemaNames, datasets: Sequence[Dataset]) -> list[Expectation]:
+def _expect_plan(
+    connection: psycopg.Connection, names: SchemaNames, datasets: Sequence[Dataset], made: frozenset[int]
+) -> list[Expectation]:
     data, state = _tables_of_files(connection)
-    complete = {d.target_table for d in datasets if d.definition["mapping"] != "table" and d.phase == "complete"}
+    complete = {
+        d.target_table
+        for d in datasets
+        if d.definition["mapping"] != "table" and d.phase == "complete" and d.source_id not in made
+    }
     trigrams = has_trigrams(connection)
     for plan in INDEXES:
         if plan.table in complete and (trigrams or not plan.needs_trigrams):

@@ -69,10 +69,11 @@ def check_structure(scope: Scope, stores: OpenStores, datasets: Sequence[Dataset
             counters[table] = number
             if number is not None:
                 by_dataset[dataset.dataset_id] = number
-    loose = _loose_sources(scope)
-    logged = frozenset(loose)
+    made = _made_by_layer(scope)
+    new = {source.source_id for source in scope.catalogue.sources() if source.fingerprint is None}
+    logged = made | new | set(scope.followed.values())
     wanted = {dataset.dataset_id for dataset in datasets}
-    everything = expect(scope.connection, scope.names, scope.catalogue.datasets(), logged)
+    everything = expect(scope.connection, scope.names, scope.catalogue.datasets(), logged, made)
     found.expectations = [e for e in everything if e.own is None or e.own.dataset_id in wanted]
     check = StructureCheck(scope.connection, scope.names, everything, by_dataset)
     found.findings = [
@@ -85,23 +86,22 @@ def check_structure(scope: Scope, stores: OpenStores, datasets: Sequence[Dataset
     return found
 
 
-def _loose_sources(scope: Scope) -> set[int]:
-    """Return the sources whose changes are applied, or that were made by the layer.
-
-    What their tables have beside columns and keys is made by a migration, or at the end of dual write.
-    """
-    made = {source.source_id for source in scope.catalogue.sources() if source.fingerprint is None}
+def _made_by_layer(scope: Scope) -> frozenset[int]:
+    """Return the sources that nobody has migrated."""
     copied = {number for (number,) in scope.connection.execute(scope.names.format(_COPIED))}
-    by_layer = {
+    return frozenset(
         dataset.source_id
         for dataset in scope.catalogue.datasets()
         if dataset.source_id not in copied and dataset.source_rows != 0
-    }
-    return made | by_layer | set(scope.followed.values())
+    )
 
 
 def _is_made_later(finding: Finding, loose: frozenset[int]) -> bool:
-    """Whether a finding is about something that a table of a loose source need not have yet."""
+    """Whether a finding is about something that a table of a loose source need not have yet.
+
+    Loose are the sources whose changes are applied, or that the layer has made: what their tables have beside columns
+    and keys is made by a migration, or at the end of dual write.
+    """
     expectation = finding.expectation
     if expectation is None or finding.what in ("table", "other", "trigger"):
         return False
