@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -23,6 +23,7 @@ from iceburg.verification.shapes import Index, TableShape, read_shapes
 
 _TEMPORARY: Final = SchemaNames("pg_temp", "pg_temp", "")
 _INSTEAD: Final = "instead_"
+_MIGRATED: Final[LiteralString] = "SELECT DISTINCT dataset_id FROM {state}.streams"
 
 
 @dataclass(slots=True)
@@ -56,8 +57,11 @@ class Expectation:
 
 def expect(
     connection: psycopg.Connection, names: SchemaNames, datasets: Sequence[Dataset], logged: frozenset[int]
-) -> list[Expectation]:
-    """Return what the tables of the target should be.
+) -> tuple[list[Expectation], frozenset[int]]:
+    """Return what the tables of the target should be, and the datasets whose structure a migration has completed.
+
+    What the unified layer and its appliers make of a table has neither constraints nor indexes, defaults nor counters
+    before a migration makes them.
 
     Parameters
     ----------
@@ -72,8 +76,11 @@ def expect(
         after a migration.
     """
     found = []
+    migrated = {number for (number,) in connection.execute(names.format(_MIGRATED))}
+    datasets = [d if d.dataset_id in migrated else replace(d, phase="made by the layer") for d in datasets]
+    settled = frozenset(d.dataset_id for d in datasets if d.phase == "complete" and d.source_id not in logged)
     with connection.transaction(force_rollback=True):
-        found += _expect_plan(connection, names, datasets)
+        found += _expect_plan(connection, names, datasets, settled)
     by_source: dict[int, list[Dataset]] = {}
     for dataset in datasets:
         if dataset.definition["mapping"] == "table":
@@ -82,10 +89,12 @@ def expect(
         with connection.transaction(force_rollback=True):
             siblings = [d for d in datasets if d.source_id == source_id]
             found += _expect_tables(connection, tables, siblings, loose=source_id in logged)
-    return found
+    return found, settled
 
 
-def _expect_plan(connection: psycopg.Connection, names: SchemaNames, datasets: Sequence[Dataset]) -> list[Expectation]:
+def _expect_plan(
+    connection: psycopg.Connection, names: SchemaNames, datasets: Sequence[Dataset], settled: frozenset[int]
+) -> list[Expectation]:
     data, state = _tables_of_files(connection)
     complete = {d.target_table for d in datasets if d.definition["mapping"] != "table" and d.phase == "complete"}
     trigrams = has_trigrams(connection)
@@ -97,7 +106,7 @@ def _expect_plan(connection: psycopg.Connection, names: SchemaNames, datasets: S
                 connection.execute(index_statement(_TEMPORARY, other, fallback))
     recorded = recorded_indexes(connection, names)
     for dataset in datasets:
-        if "collection" in dataset.definition and dataset.phase == "complete":
+        if "collection" in dataset.definition and dataset.dataset_id in settled:
             check_dimension(connection, _TEMPORARY, dataset)
             index = recorded.get(dataset.dataset_id)
             statement = None if index is None else vector_index_statement(_TEMPORARY, dataset, index)
@@ -128,8 +137,10 @@ def _tables_of_files(connection: psycopg.Connection) -> tuple[list[str], list[st
 
 def _with_alternatives(expectation: Expectation) -> Expectation:
     indexes = expectation.shape.indexes
-    for index in [index for index in indexes if index.name.startswith(_INSTEAD)]:
-        indexes.remove(index)
+    alternatives = [index for index in indexes if index.name.startswith(_INSTEAD)]
+    # Not by `remove`: indexes are equal that do the same.
+    indexes[:] = [index for index in indexes if not index.name.startswith(_INSTEAD)]
+    for index in alternatives:
         expectation.instead.setdefault(index.name.partition("_of_")[2], []).append(index)
     return expectation
 

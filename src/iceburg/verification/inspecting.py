@@ -66,9 +66,9 @@ def check_structure(scope: Scope, stores: OpenStores, datasets: Sequence[Dataset
                 by_dataset[dataset.dataset_id] = number
     logged = frozenset(scope.followed.values())
     wanted = {dataset.dataset_id for dataset in datasets}
-    everything = expect(scope.connection, scope.names, scope.catalogue.datasets(), logged)
+    everything, settled = expect(scope.connection, scope.names, scope.catalogue.datasets(), logged)
     found.expectations = [e for e in everything if e.own is None or e.own.dataset_id in wanted]
-    check = StructureCheck(scope.connection, scope.names, everything, by_dataset)
+    check = StructureCheck(scope.connection, scope.names, everything, by_dataset, settled)
     found.findings = [
         finding
         for finding in check.run()
