@@ -5,11 +5,11 @@ A rollback makes the stores anew from it, so that it is data as much as the rows
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final, LiteralString
 
-import orjson
 import psycopg
 
 from iceburg.database.catalogue import Dataset, Source
@@ -75,9 +75,15 @@ def compare_description(stores: OpenStores, store: Store, source: Source) -> Ite
         The store cannot be read.
     """
     if store.kind == "sqlite" and source.fingerprint is not None and fingerprint(store) == source.fingerprint:
-        wanted, found = _plain(asdict(stores.sqlite(store)[1])), source.description
+        wanted, found = (_without_counters(d) for d in (_plain(asdict(stores.sqlite(store)[1])), source.description))
         if wanted != found:
             yield RecordDifference(source.name, "", "(description)", *_first_difference(wanted, found))
+
+
+def _without_counters(description: dict[str, Any]) -> dict[str, Any]:
+    # They go on with the rows that PostgreSQL has; a rollback takes the highest of all.
+    tables = [{**table, "sequence": None} for table in description.get("tables", ())]
+    return {**description, "tables": tables, "sequences": None}
 
 
 def compare_definition(stores: OpenStores, store: Store, dataset: Dataset) -> Iterator[RecordDifference]:
@@ -112,7 +118,7 @@ def compare_definition(stores: OpenStores, store: Store, dataset: Dataset) -> It
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON gives it back."""
-    return orjson.loads(orjson.dumps(value)) if isinstance(value, dict | list | tuple) else value
+    return json.loads(json.dumps(value)) if isinstance(value, dict | list | tuple) else value
 
 
 def _first_difference(left: Any, right: Any, path: str = "") -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ will can make rows that cancel each other out, and could write the proofs as wel
 from __future__ import annotations
 
 import hashlib
+import json
 import marshal
 import struct
 import sys
@@ -18,8 +19,6 @@ from dataclasses import astuple, dataclass
 from functools import cache
 from importlib import metadata, resources
 from typing import Any, Final
-
-import orjson
 
 from iceburg.database.catalogue import Dataset
 from iceburg.database.copy_format import NULL, Encoder
@@ -59,7 +58,7 @@ def _program() -> bytes:
 def identify_conversion(dataset: Dataset) -> bytes:
     """Return a digest of how a dataset's rows are restored and compared: of the program and of the definition."""
     about = (dataset.dataset_id, dataset.name, dataset.target_schema, dataset.target_table, dataset.definition)
-    return hashlib.sha256(_program() + orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).digest()
+    return hashlib.sha256(_program() + json.dumps(about, sort_keys=True, default=str).encode()).digest()
 
 
 def shift_for(rows: int) -> int:
