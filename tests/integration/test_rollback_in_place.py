@@ -27,6 +27,7 @@ from tests.faults.alone import Alone, alone, read_table
 from tests.support import (
     CONVERSATIONS,
     assert_identical,
+    assert_same_records,
     change,
     lines,
     migrate,
@@ -173,7 +174,7 @@ def test_a_file_that_ends_in_the_middle_of_a_line_gets_the_others_behind_it(tmp_
         {"event_type": "b", "timestamp": 0.50},
     ]
     assert found[4:] == [b""]
-    assert_identical(verify(database, tmp_path / "data"))
+    assert_same_records(verify(database, tmp_path / "data"))
 
 
 def test_an_append_that_was_cut_off_is_finished(installation: Path, database: str) -> None:
@@ -259,9 +260,9 @@ def test_a_file_that_was_never_in_dual_mode(tmp_path: Path, database: str) -> No
         model.write(60)
     assert roll_back_in_place(database, directory).status == "complete"
     model.check(directory)
-    # A migration sees that nothing has changed since.
-    assert migrate(database, directory).unchanged
-    assert_identical(verify(database, directory))
+    # A migration sees that no record has changed since; it may make the indexes of what the layer has made.
+    assert not any(dataset.copied_rows for dataset in migrate(database, directory).datasets)
+    assert_same_records(verify(database, directory))
 
 
 def test_triggers_of_the_application_do_not_fire(tmp_path: Path, database: str) -> None:
@@ -322,8 +323,7 @@ def test_rows_that_swap_unique_values_and_tables_of_other_forms(odd_table: Path,
             ("x3", 3, b"new"), ("x", 99, None),
         ]  # fmt: skip
         assert file.execute("SELECT i, d, s FROM g WHERE i = 5").fetchone() == (5, 10, "other")
-    run_sql(database, "ALTER TABLE t.t ADD CONSTRAINT t_b_key UNIQUE (b)")
-    assert_identical(verify(database, odd_table.parent))
+    assert_same_records(verify(database, odd_table.parent))
 
 
 def test_what_the_table_does_not_take_leaves_the_file_as_it_was(odd_table: Path, database: str) -> None:

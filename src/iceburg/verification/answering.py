@@ -141,7 +141,7 @@ class _StoreAnswers:
             if vectors and len(vectors) == len(self._by_mapping["vectors"]):
                 self._compare(store.name, ask_vectors(source, session, store, self._random))
         with file.connect() as connection:
-            for dataset in self._by_mapping.get("table", ()):
+            for dataset in self._complete("table"):
                 self._ask_table(connection, dataset)
 
     def _ask_table(self, source: sqlite3.Connection, dataset: Dataset) -> None:

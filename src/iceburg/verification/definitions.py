@@ -5,6 +5,7 @@ A rollback makes the stores anew from it, so that it is data as much as the rows
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final, LiteralString
@@ -25,7 +26,6 @@ _SELECT_COLLECTIONS: Final[LiteralString] = """
 SELECT collection_id, store, tenant, database, name, dimension, distance, definition FROM {data}.embedding_collections
 """
 _FIELDS: Final = ("store", "tenant", "database", "name", "dimension", "distance", "definition")
-_COUNTERS: Final = ("sequence", "sequences", "statistics")
 _ABSENT: Final = "(absent)"
 
 
@@ -75,9 +75,15 @@ def compare_description(stores: OpenStores, store: Store, source: Source) -> Ite
         The store cannot be read.
     """
     if store.kind == "sqlite" and source.fingerprint is not None and fingerprint(store) == source.fingerprint:
-        wanted, found = _lasting(_plain(asdict(stores.sqlite(store)[1]))), _lasting(source.description)
+        wanted, found = (_without_counters(d) for d in (_plain(asdict(stores.sqlite(store)[1])), source.description))
         if wanted != found:
             yield RecordDifference(source.name, "", "(description)", *_first_difference(wanted, found))
+
+
+def _without_counters(description: dict[str, Any]) -> dict[str, Any]:
+    # They go on with the rows that PostgreSQL has; a rollback takes the highest of all.
+    tables = [{**table, "sequence": None} for table in description.get("tables", ())]
+    return {**description, "tables": tables, "sequences": None}
 
 
 def compare_definition(stores: OpenStores, store: Store, dataset: Dataset) -> Iterator[RecordDifference]:
@@ -110,21 +116,9 @@ def compare_definition(stores: OpenStores, store: Store, dataset: Dataset) -> It
             )
 
 
-def _lasting(description: Any) -> Any:
-    """Leave out what changes with the rows: PostgreSQL's own sequences are compared with it."""
-    if not isinstance(description, dict):
-        return description
-    found = {name: value for name, value in description.items() if name not in _COUNTERS}
-    if isinstance(found.get("tables"), list):
-        found["tables"] = [_lasting(table) for table in found["tables"]]
-    return found
-
-
 def _plain(value: Any) -> Any:
     """Return a value as JSON gives it back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return json.loads(json.dumps(value)) if isinstance(value, dict | list | tuple) else value
 
 
 def _first_difference(left: Any, right: Any, path: str = "") -> tuple[Any, Any]:

@@ -58,7 +58,7 @@ def _program() -> bytes:
 def identify_conversion(dataset: Dataset) -> bytes:
     """Return a digest of how a dataset's rows are restored and compared: of the program and of the definition."""
     about = (dataset.dataset_id, dataset.name, dataset.target_schema, dataset.target_table, dataset.definition)
-    return hashlib.sha256(_program() + json.dumps(about, sort_keys=True).encode()).digest()
+    return hashlib.sha256(_program() + json.dumps(about, sort_keys=True, default=str).encode()).digest()
 
 
 def shift_for(rows: int) -> int:

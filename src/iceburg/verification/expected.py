@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -23,6 +23,7 @@ from iceburg.verification.shapes import Index, TableShape, read_shapes
 
 _TEMPORARY: Final = SchemaNames("pg_temp", "pg_temp", "")
 _INSTEAD: Final = "instead_"
+_MIGRATED: Final[LiteralString] = "SELECT DISTINCT dataset_id FROM {state}.streams"
 
 
 @dataclass(slots=True)
@@ -55,13 +56,12 @@ class Expectation:
 
 
 def expect(
-    connection: psycopg.Connection,
-    names: SchemaNames,
-    datasets: Sequence[Dataset],
-    logged: frozenset[int],
-    made: frozenset[int],
-) -> list[Expectation]:
-    """Return what the tables of the target should be.
+    connection: psycopg.Connection, names: SchemaNames, datasets: Sequence[Dataset], logged: frozenset[int]
+) -> tuple[list[Expectation], frozenset[int]]:
+    """Return what the tables of the target should be, and the datasets whose structure a migration has completed.
+
+    What the unified layer and its appliers make of a table has neither constraints nor indexes, defaults nor counters
+    before a migration makes them.
 
     Parameters
     ----------
@@ -74,13 +74,13 @@ def expect(
     logged
         Numbers of the sources whose changes are applied: their tables have foreign keys and unique constraints only
         after a migration.
-    made
-        Numbers of the sources that nobody has migrated: the plan's tables have indexes for their sake only as far as
-        the layer makes them.
     """
     found = []
+    migrated = {number for (number,) in connection.execute(names.format(_MIGRATED))}
+    datasets = [d if d.dataset_id in migrated else replace(d, phase="made by the layer") for d in datasets]
+    settled = frozenset(d.dataset_id for d in datasets if d.phase == "complete" and d.source_id not in logged)
     with connection.transaction(force_rollback=True):
-        found += _expect_plan(connection, names, datasets, made)
+        found += _expect_plan(connection, names, datasets, settled)
     by_source: dict[int, list[Dataset]] = {}
     for dataset in datasets:
         if dataset.definition["mapping"] == "table":
@@ -89,18 +89,14 @@ def expect(
         with connection.transaction(force_rollback=True):
             siblings = [d for d in datasets if d.source_id == source_id]
             found += _expect_tables(connection, tables, siblings, loose=source_id in logged)
-    return found
+    return found, settled
 
 
 def _expect_plan(
-    connection: psycopg.Connection, names: SchemaNames, datasets: Sequence[Dataset], made: frozenset[int]
+    connection: psycopg.Connection, names: SchemaNames, datasets: Sequence[Dataset], settled: frozenset[int]
 ) -> list[Expectation]:
     data, state = _tables_of_files(connection)
-    complete = {
-        d.target_table
-        for d in datasets
-        if d.definition["mapping"] != "table" and d.phase == "complete" and d.source_id not in made
-    }
+    complete = {d.target_table for d in datasets if d.definition["mapping"] != "table" and d.phase == "complete"}
     trigrams = has_trigrams(connection)
     for plan in INDEXES:
         if plan.table in complete and (trigrams or not plan.needs_trigrams):
@@ -110,7 +106,7 @@ def _expect_plan(
                 connection.execute(index_statement(_TEMPORARY, other, fallback))
     recorded = recorded_indexes(connection, names)
     for dataset in datasets:
-        if "collection" in dataset.definition and dataset.phase == "complete":
+        if "collection" in dataset.definition and dataset.dataset_id in settled:
             check_dimension(connection, _TEMPORARY, dataset)
             index = recorded.get(dataset.dataset_id)
             statement = None if index is None else vector_index_statement(_TEMPORARY, dataset, index)
@@ -142,7 +138,7 @@ def _tables_of_files(connection: psycopg.Connection) -> tuple[list[str], list[st
 def _with_alternatives(expectation: Expectation) -> Expectation:
     indexes = expectation.shape.indexes
     alternatives = [index for index in indexes if index.name.startswith(_INSTEAD)]
-    # By their names: an alternative may be equal to another index.
+    # Not by `remove`: indexes are equal that do the same.
     indexes[:] = [index for index in indexes if not index.name.startswith(_INSTEAD)]
     for index in alternatives:
         expectation.instead.setdefault(index.name.partition("_of_")[2], []).append(index)

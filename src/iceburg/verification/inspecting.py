@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, LiteralString
 
 from iceburg.database.catalogue import Dataset
 from iceburg.database.vector_indexes import VectorIndex, recorded_indexes
@@ -18,11 +17,7 @@ from iceburg.verification.expected import Expectation, expect
 from iceburg.verification.report import RecallVerification, RecordDifference
 from iceburg.verification.scope import Scope
 from iceburg.verification.soundness import Soundness, SoundnessTask, run_soundness
-from iceburg.verification.structure import Finding, StructureCheck, is_default
-
-_COPIED: Final[LiteralString] = """
-SELECT DISTINCT d.source_id FROM {state}.datasets d JOIN {state}.chunks c USING (dataset_id)
-"""
+from iceburg.verification.structure import Finding, StructureCheck
 
 
 @dataclass(slots=True)
@@ -69,53 +64,18 @@ def check_structure(scope: Scope, stores: OpenStores, datasets: Sequence[Dataset
             counters[table] = number
             if number is not None:
                 by_dataset[dataset.dataset_id] = number
-    made = _made_by_layer(scope)
-    new = {source.source_id for source in scope.catalogue.sources() if source.fingerprint is None}
-    logged = made | new | set(scope.followed.values())
+    logged = frozenset(scope.followed.values())
     wanted = {dataset.dataset_id for dataset in datasets}
-    everything = expect(scope.connection, scope.names, scope.catalogue.datasets(), logged, made)
+    everything, settled = expect(scope.connection, scope.names, scope.catalogue.datasets(), logged)
     found.expectations = [e for e in everything if e.own is None or e.own.dataset_id in wanted]
-    check = StructureCheck(scope.connection, scope.names, everything, by_dataset)
+    check = StructureCheck(scope.connection, scope.names, everything, by_dataset, settled)
     found.findings = [
         finding
         for finding in check.run()
         if finding.expectation is None or any(finding.expectation is e for e in found.expectations)
     ]
-    found.findings = [finding for finding in found.findings if not _is_made_later(finding, logged)]
     found.unusable = check.unusable() & wanted
     return found
-
-
-def _made_by_layer(scope: Scope) -> frozenset[int]:
-    """Return the sources that nobody has migrated."""
-    copied = {number for (number,) in scope.connection.execute(scope.names.format(_COPIED))}
-    return frozenset(
-        dataset.source_id
-        for dataset in scope.catalogue.datasets()
-        if dataset.source_id not in copied and dataset.source_rows != 0
-    )
-
-
-def _is_made_later(finding: Finding, loose: frozenset[int]) -> bool:
-    """Whether a finding is about something that a table of a loose source need not have yet.
-
-    Loose are the sources whose changes are applied, or that the layer has made: what their tables have beside columns
-    and keys is made by a migration, or at the end of dual write.
-    """
-    expectation = finding.expectation
-    if expectation is None or finding.what in ("table", "other", "trigger"):
-        return False
-    if finding.what == "constraint" and str(finding.difference.source).startswith("PRIMARY KEY"):
-        return False
-    if finding.what == "column" and not is_default(finding):
-        return False
-    if expectation.own is not None:
-        return expectation.own.source_id in loose
-    return any(
-        dataset.source_id in loose and finding.name.endswith(f"_{dataset.dataset_id}")
-        for dataset in expectation.datasets
-        if "collection" in dataset.definition
-    )
 
 
 def _counter(scope: Scope, stores: OpenStores, dataset: Dataset, table: str) -> int | None:

@@ -15,7 +15,7 @@ from iceburg.database.vector_indexes import index_name, index_statement, recorde
 from iceburg.migration.completion import complete_tables
 from iceburg.migration.keys import RECORD_TABLES, make_key
 from iceburg.verification.report import Repair
-from iceburg.verification.structure import Finding, is_default
+from iceburg.verification.structure import Finding
 
 # What `complete_tables` makes of a table that is migrated one to one.
 _COMPLETED: Final = ("constraint", "index", "sequence")
@@ -59,7 +59,7 @@ class StructureRepair:
                     self._make_key(own, finding)
                     found.append(Repair(place, "", f"{what} made again"))
                     continue
-                if own is not None and (finding.what in _COMPLETED or is_default(finding)):
+                if own is not None and (finding.what in _COMPLETED or _is_default(finding)):
                     self._drop_invalid(own.target_schema, finding)
                     completed.add(own.source_id)
                     found.append(Repair(place, "", f"{what} made again"))
@@ -163,3 +163,13 @@ def rebuild_indexes(connection: psycopg.Connection, unsound: Sequence[tuple[str,
 
 def _is_key(finding: Finding) -> bool:
     return str(finding.difference.source).startswith("PRIMARY KEY")
+
+
+def _is_default(finding: Finding) -> bool:
+    """Whether a column differs in nothing but its default."""
+    wanted, found = str(finding.difference.source), finding.difference.target
+    return finding.what == "column" and found is not None and _bare(wanted) == _bare(str(found))
+
+
+def _bare(column: str) -> str:
+    return column.partition(" DEFAULT ")[0]
