@@ -506,6 +506,15 @@ def test_a_table_that_was_dropped_is_a_difference(tmp_path: Path, database: str)
     assert found(verify(database, tmp_path)) == [("a.db/bare", "", "(table)", "a table", None)]
 
 
+def test_a_counter_that_is_lost_is_a_difference(tmp_path: Path, database: str) -> None:
+    change(tmp_path / "a.db", "CREATE TABLE t (a INTEGER PRIMARY KEY AUTOINCREMENT)")
+    change(tmp_path / "a.db", "INSERT INTO t VALUES (1), (7); DELETE FROM t WHERE a = 7")
+    migrate_fully(database, tmp_path)
+    path = "'{tables,0,sequence}'"
+    run_sql(database, f"UPDATE iceburg_migration.sources SET description = jsonb_set(description, {path}, '1')")
+    assert ("a.db", "", "(counter of t)", "7", "1") in found(verify(database, tmp_path))
+
+
 def test_of_a_table_that_was_dropped_every_record_is_missing(tmp_path: Path, database: str) -> None:
     change(tmp_path / "a.db", "CREATE TABLE bare (a); INSERT INTO bare VALUES (1), (2)")
     migrate_fully(database, tmp_path)

@@ -75,13 +75,26 @@ def compare_description(stores: OpenStores, store: Store, source: Source) -> Ite
         The store cannot be read.
     """
     if store.kind == "sqlite" and source.fingerprint is not None and fingerprint(store) == source.fingerprint:
-        wanted, found = (_without_counters(d) for d in (_plain(asdict(stores.sqlite(store)[1])), source.description))
+        described = _plain(asdict(stores.sqlite(store)[1]))
+        yield from _lost_counters(source.name, described, source.description)
+        wanted, found = _without_counters(described), _without_counters(source.description)
         if wanted != found:
             yield RecordDifference(source.name, "", "(description)", *_first_difference(wanted, found))
 
 
+def _lost_counters(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[RecordDifference]:
+    """Yield AUTOINCREMENT's counters after which a rollback would give a number again that a row has had."""
+    known = {table["name"]: table.get("sequence") or 0 for table in found.get("tables", ())}
+    for counter in wanted["sequences"]:
+        # Up to the highest row it needs no counter: the rows are compared.
+        needed, kept = counter["value"] or 0, max(known.get(counter["table"], 0), counter["highest"] or 0)
+        if needed > kept:
+            field = f"(counter of {counter['table']})"
+            yield RecordDifference(name, "", field, str(needed), str(kept))
+
+
 def _without_counters(description: dict[str, Any]) -> dict[str, Any]:
-    # They go on with the rows that PostgreSQL has; a rollback takes the highest of all.
+    # They go on with the rows: `_lost_counters` compares what must not be lost of them.
     tables = [{**table, "sequence": None} for table in description.get("tables", ())]
     return {**description, "tables": tables, "sequences": None}
 
