@@ -187,6 +187,8 @@ def test_a_postgresql_that_does_not_answer_is_said(served: Served) -> None:
             time.sleep(0.1)
         return dict(now)
 
+    # It has answered once before it falls silent: what it said then stays to be seen.
+    assert wait(True)["phase"] == "following"
     with psycopg.connect(served.dsn) as connection:
         connection.execute("LOCK TABLE iceburg_migration.phase IN ACCESS EXCLUSIVE MODE")
         now = wait(False)
