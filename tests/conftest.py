@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
-import psycopg
 import pytest
 from hypothesis.database import InMemoryExampleDatabase
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from iceburg.database.embedded import EmbeddedServer
+from tests.databases import fresh_database, made_ahead
 
 _HOME = pytest.StashKey[Path]()
 # Nothing that a test writes has to survive a power failure.
@@ -58,22 +55,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def server_dsn(request: pytest.FixtureRequest) -> str:
+def server_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
     """Administrator's DSN of one real server for the whole run: DATABASE_URL if set, else an embedded one."""
     given = os.environ.get("DATABASE_URL")
-    return given or EmbeddedServer(request.config.stash[_HOME], overrides=FAST).ensure_running()
+    dsn = given or EmbeddedServer(request.config.stash[_HOME], overrides=FAST).ensure_running()
+    with made_ahead(dsn):
+        yield dsn
 
 
 @pytest.fixture
 def database(server_dsn: str) -> Iterator[str]:
     """DSN of an empty database that is dropped after the test."""
-    name = f"iceburg_test_{uuid.uuid4().hex}"
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'")
-        connection.execute(create.format(sql.Identifier(name)))
-    yield make_conninfo(server_dsn, dbname=name)
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    with fresh_database(server_dsn) as dsn:
+        yield dsn
 
 
 @pytest.fixture

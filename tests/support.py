@@ -7,15 +7,12 @@ import os
 import sqlite3
 import subprocess
 import sys
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
@@ -215,20 +212,6 @@ def run_sql(dsn: str, statement: str, parameters: Sequence[Any] = ()) -> int:
     """Run a statement; return the number of rows it concerned."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         return connection.execute(statement.encode(), parameters or None).rowcount
-
-
-@contextmanager
-def fresh_database(server_dsn: str) -> Iterator[str]:
-    """Give the DSN of a new database, which is dropped afterwards."""
-    name = f"iceburg_test_{uuid.uuid4().hex}"
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'")
-        connection.execute(create.format(sql.Identifier(name)))
-    try:
-        yield make_conninfo(server_dsn, dbname=name)
-    finally:
-        with psycopg.connect(server_dsn, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, str]]:

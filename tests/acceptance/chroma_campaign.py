@@ -23,8 +23,9 @@ from iceburg.sources.chroma import ChromaStore
 from tests.acceptance import chroma_answers
 from tests.acceptance.compare_installations import Records, compare_records, read_export, read_queue
 from tests.conftest import FAST, make_server_home, remove_server_home
+from tests.databases import fresh_database
 from tests.fixtures.chroma.unpack import unpack
-from tests.support import fresh_database, migrate, roll_back
+from tests.support import migrate, roll_back
 
 Place = tuple[str, str, str]
 

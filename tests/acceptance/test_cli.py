@@ -11,18 +11,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance import compare_installations
-from tests.support import (
-    CONVERSATIONS,
-    ENTITIES,
-    change,
-    fresh_database,
-    lines,
-    migrate_fully,
-    rows,
-    run_program,
-    run_sql,
-    snapshot,
-)
+from tests.databases import fresh_database
+from tests.support import CONVERSATIONS, ENTITIES, change, lines, migrate_fully, rows, run_program, run_sql, snapshot
 
 MIGRATE_FIELDS = {"run_id", "status", "seconds", "datasets"}
 MIGRATED_DATASET_FIELDS = {

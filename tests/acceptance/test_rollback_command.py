@@ -16,11 +16,11 @@ import pytest
 
 from iceburg.demo.generator import generate
 from tests.acceptance import compare_installations
+from tests.databases import fresh_database
 from tests.support import (
     REPOSITORY,
     change,
     environment,
-    fresh_database,
     lines,
     migrate_fully,
     run_program,

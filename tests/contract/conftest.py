@@ -7,18 +7,15 @@ pass calls on (dual, cut half-way, asyncio) `make test` tries a fixed eighth, an
 from __future__ import annotations
 
 import os
-import uuid
 import zlib
 from collections.abc import Iterator
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from iceburg.database.connection import check_server
 from iceburg.database.schema import apply_schema, schema_names
-from tests.support import fresh_database
+from tests.databases import fresh_database, name_of
 
 _PASSING_ON = ("contract/test_dual.py", "contract/test_async.py")
 
@@ -45,17 +42,11 @@ def template(server_dsn: str) -> Iterator[str]:
         with psycopg.connect(dsn, autocommit=True) as connection:
             check_server(connection)
             apply_schema(connection, schema_names(None))
-        yield str(conninfo_to_dict(dsn)["dbname"])
+        yield name_of(dsn)
 
 
 @pytest.fixture
 def schema_database(server_dsn: str, template: str) -> Iterator[str]:
     """DSN of a database of a test's own that has the schema."""
-    name = f"iceburg_test_{uuid.uuid4().hex}"
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        )
-    yield make_conninfo(server_dsn, dbname=name)
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    with fresh_database(server_dsn, template) as dsn:
+        yield dsn

@@ -19,7 +19,7 @@ from tests.contract.conversations import ConversationContract
 from tests.contract.embeddings import EmbeddingContract
 from tests.contract.matrix import MatrixContract
 from tests.contract.telemetry import TelemetryContract
-from tests.support import fresh_database
+from tests.databases import fresh_database
 
 # A database for each test would take most of the time: PostgreSQL writes a checkpoint for it.
 EMPTY = """

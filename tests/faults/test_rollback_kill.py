@@ -15,9 +15,10 @@ import pytest
 
 from iceburg.demo.generator import generate
 from tests.acceptance import compare_installations
+from tests.databases import fresh_database
 from tests.faults.alone import Alone, alone
 from tests.faults.test_kill import children, wait_until_gone
-from tests.support import fresh_database, migrate_fully, roll_back, roll_back_in_place, run_program, start_program
+from tests.support import migrate_fully, roll_back, roll_back_in_place, run_program, start_program
 
 # `make rollback-campaign` has more of them, of a larger installation.
 KILLS = 3

@@ -20,13 +20,13 @@ from iceburg.database.schema import schema_names
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import SourceError
 from iceburg.sources.discovery import discover
+from tests.databases import fresh_database
 from tests.support import (
     CONVERSATIONS,
     ENTITIES,
     RELATIONSHIPS,
     assert_identical,
     change,
-    fresh_database,
     migrate_fully,
     rows,
     run_sql,

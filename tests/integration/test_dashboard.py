@@ -34,8 +34,9 @@ from iceburg.database.schema import schema_names
 from iceburg.migration.worker import Advance
 from iceburg.monitoring.gate import Limits
 from iceburg.sources.discovery import discover
+from tests.databases import fresh_database
 from tests.integration.gate_world import World
-from tests.support import REPOSITORY, Listener, change, fresh_database, lines, migrate, rows, run_program, start_program
+from tests.support import REPOSITORY, Listener, change, lines, migrate, rows, run_program, start_program
 
 NAMES = schema_names(None)
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from iceburg.demo.chroma_writer import Collection, Operation, write_chroma
-from tests.support import CONVERSATIONS, ENTITIES, change, fresh_database, migrate_fully, rows
+from tests.databases import fresh_database
+from tests.support import CONVERSATIONS, ENTITIES, change, migrate_fully, rows
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from iceburg.demo.manifest import Manifest
 from iceburg.errors import TargetError
 from iceburg.migration.report import MigrationReport
 from iceburg.sources.sqlite import SqliteFile
+from tests.databases import fresh_database
 from tests.support import (
     CONVERSATIONS,
     ENTITIES,
@@ -24,7 +25,6 @@ from tests.support import (
     assert_identical,
     change,
     dataset,
-    fresh_database,
     lines,
     migrate,
     migrate_fully,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from iceburg.database.applier import open_applier
 from iceburg.database.connection import connect
@@ -26,8 +23,9 @@ from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import TargetError
 from iceburg.sources.discovery import discover
 from tests.contract.embeddings import EmbeddingContract
+from tests.databases import fresh_database, name_of
 from tests.strategies import floats32
-from tests.support import assert_identical, change, fresh_database, migrate_fully, rows, run_sql, verify
+from tests.support import assert_identical, change, migrate_fully, rows, run_sql, verify
 
 _TABLES = """
 SELECT e.value ->> 'name', e.value ->> 'sequence'
@@ -55,29 +53,19 @@ def migrated(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         assert embedded.embeddings.collections() == []
     with fresh_database(server_dsn) as dsn:
         migrate_fully(dsn, directory)
-        yield str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
-
-
-@contextmanager
-def copy_of(server_dsn: str, template: str) -> Iterator[str]:
-    name = f"iceburg_test_{uuid.uuid4().hex}"
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-        connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
-        yield make_conninfo(server_dsn, dbname=name)
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        yield name_of(dsn)
 
 
 @pytest.fixture
 def target(server_dsn: str, migrated: str) -> Iterator[str]:
-    with copy_of(server_dsn, migrated) as dsn:
+    with fresh_database(server_dsn, migrated) as dsn:
         yield dsn
 
 
 @pytest.fixture(scope="module")
 def shared(server_dsn: str, migrated: str) -> Iterator[str]:
     """A database of which every test leaves nothing."""
-    with copy_of(server_dsn, migrated) as dsn:
+    with fresh_database(server_dsn, migrated) as dsn:
         yield dsn
 
 

@@ -24,6 +24,7 @@ from iceburg.sources.chroma import ChromaStore
 from iceburg.sources.discovery import discover
 from iceburg.sources.fingerprint import fingerprint
 from tests.acceptance import compare_installations
+from tests.databases import fresh_database
 from tests.faults.alone import Alone, alone, read_counter
 from tests.support import (
     CONVERSATIONS,
@@ -31,7 +32,6 @@ from tests.support import (
     Listener,
     assert_identical,
     change,
-    fresh_database,
     lines,
     migrate,
     migrate_fully,

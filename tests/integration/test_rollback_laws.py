@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from iceburg.records import Value
 from tests.acceptance.compare_installations import compare_sqlite
+from tests.databases import fresh_database
 from tests.strategies import VALUES
-from tests.support import fresh_database, migrate, roll_back
+from tests.support import migrate, roll_back
 
 TYPES = ["", "TEXT", "INTEGER", "REAL", "NUMERIC", "BLOB", "BOOLEAN", "DATETIME", "DATE", "VARCHAR(10)", "JSON"]
 NAMES = ["plain", 'with "quotes"', "Größe", "select", "a b", "xmin", "rowid", "100%", "{x}"]

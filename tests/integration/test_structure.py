@@ -14,7 +14,8 @@ import pytest
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
 from iceburg.migration.forget import forget_source
-from tests.support import change, dataset, fresh_database, migrate, migrate_fully, rows, run_sql
+from tests.databases import fresh_database
+from tests.support import change, dataset, migrate, migrate_fully, rows, run_sql
 
 
 def columns(dsn: str, schema: str, table: str) -> dict[str, str]:

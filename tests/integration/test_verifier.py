@@ -15,6 +15,7 @@ import pytest
 from iceburg.demo.chroma_writer import Collection, Operation, write_chroma
 from iceburg.errors import SchemaVersionError, UsageError
 from iceburg.verification_page import write_page
+from tests.databases import fresh_database
 from tests.support import (
     CONVERSATIONS,
     ENTITIES,
@@ -22,7 +23,6 @@ from tests.support import (
     assert_identical,
     change,
     found,
-    fresh_database,
     lines,
     migrate,
     migrate_fully,
