@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,16 @@ for line in sys.stdin:
     except sqlite3.OperationalError as error:
         print(error, flush=True)
     connection.close()
+"""
+# Commits a row every millisecond, over a connection that stays open, until it is ended.
+RESTLESS = """
+import itertools, sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+for number in itertools.count(100):
+    connection.execute("INSERT INTO t VALUES (?)", (number,))
+    if number == 100:
+        print("ready", flush=True)
+    time.sleep(0.001)
 """
 # Opens the database, runs a script, and holds it open in that state until its input ends.
 HOLDER = """
@@ -206,6 +216,31 @@ def test_a_resting_database_in_wal_mode_stays_as_it_is(source: Path, left: list[
         assert snapshot(source) == before
         assert not list(private_copies.iterdir())
     assert snapshot(source) == before
+
+
+def test_an_application_that_comes_while_we_open_and_never_rests_is_not_waited_for(
+    source: Path, private_copies: Path
+) -> None:
+    path = make(source / "a.db", "PRAGMA journal_mode = WAL")
+    looks: list[int] = []
+
+    with ExitStack() as running:
+
+        class Overtaken(SqliteFile):
+            """Looks at a file that nobody has open, and is overtaken by the application."""
+
+            def _settled_state(self) -> Any:
+                looks.append(1)
+                if len(looks) == 1:
+                    writer = running.enter_context(process(RESTLESS, path))
+                    assert writer.stdout is not None
+                    assert writer.stdout.readline() == "ready\n"
+                return super()._settled_state()
+
+        with Overtaken(path, "a.db") as file:
+            assert values(file)[:6] == [0, 1, 2, 3, 4, 100]
+            assert len(looks) == 1
+    assert not list(private_copies.iterdir())
 
 
 def crashed_wal(source: Path, tmp_path: Path, *suffixes: str) -> Path:

@@ -35,7 +35,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 from urllib.parse import quote as quote_uri
@@ -55,6 +55,8 @@ _State: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 # How often a read is begun again because the file changed under it, where no lock can keep it still.
 _ATTEMPTS = 5
+# How long a file that has to rest for a moment is waited for, in seconds.
+_PATIENCE = 10.0
 # Longer than a tick of any usual kernel (1 to 10 ms).
 _CLOCK_TICK_NS = 20_000_000
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
@@ -96,6 +98,15 @@ class _Copy:
     state: _State
     directory: tempfile.TemporaryDirectory[str]
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How to read a file: in place; immutable, as long as it has a state; or from the copy at a path."""
+
+    route: Literal["in place", "opened", "immutable", "copy"]
+    state: _State | None = None
+    path: Path | None = None
 
 
 class SqliteFile:
@@ -235,37 +246,58 @@ class SqliteFile:
     @contextmanager
     def _opened(self) -> Iterator[tuple[sqlite3.Connection, _State | None]]:
         """Open the file in the way its surroundings ask for; the state is what must not have changed afterwards."""
-        header = self._header()
-        if header is None:
+        if self._header() is None:
             with self._connection("file::memory:") as connection:
                 yield connection, None
             return
-        wal_bytes = self._size("-wal")
-        route = "copy" if wal_bytes else "immutable"
-        held = wal_bytes is not None and peek.shm_is_held(self._beside("-shm"))
-        if held or (not header.wal and not wal_bytes):
-            route = "in place"
-        if route == "in place":
+        refused, way = False, self._way()
+        if way.route == "in place":
             try:
                 with self._connection(_uri(self.path, "mode=ro")) as connection:
                     # Meets a hot journal or a -shm that we may not write to, before anything is read.
                     connection.execute("PRAGMA schema_version").fetchone()
-                    route = "opened"
+                    way = replace(way, route="opened")
                     yield connection, None
             except sqlite3.OperationalError as error:
-                if route == "opened" or error.sqlite_errorcode & 0xFF not in _WOULD_WRITE:
+                if way.route == "opened" or error.sqlite_errorcode & 0xFF not in _WOULD_WRITE:
                     raise
-                route = "copy"
-        if route == "immutable":
-            state = self._settled_state()
-            if state[1] is not None and state[1][1]:  # the application has just come
-                route = "copy"
-        if route == "immutable":
+                refused = True
+        if refused:
+            way = self._way(in_place=False)
+        if way.route == "immutable":
             with self._connection(_uri(self.path, "mode=ro&immutable=1")) as connection:
-                yield connection, state
-        elif route == "copy":
-            with self._connection(_uri(self._copy(), "mode=rw")) as connection:
+                yield connection, way.state
+        elif way.path is not None:
+            with self._connection(_uri(way.path, "mode=rw")) as connection:
                 yield connection, None
+
+    def _way(self, *, in_place: bool = True) -> _Way:
+        """Find the way to read the file, and what it needs.
+
+        An application that opens or leaves the file meanwhile changes the way, so it is asked for again with each
+        attempt: a file in use is read in place, and its writer, who may never rest, is not waited for.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            header = self._header()
+            wal_bytes = self._size("-wal")
+            held = wal_bytes is not None and peek.shm_is_held(self._beside("-shm"))
+            if in_place and (held or (not wal_bytes and (header is None or not header.wal))):
+                return _Way("in place")
+            state = self._settled_state()
+            if state is not None and in_place and not wal_bytes:
+                if state[1] is None or not state[1][1]:
+                    return _Way("immutable", state)
+            elif state is not None:
+                copy = self._copy(state)
+                if copy is not None:
+                    return _Way("copy", path=copy)
+            if time.monotonic() > deadline:
+                raise SourceBusyError(
+                    f"the files have changed for {_PATIENCE:.0f} s whenever they were to be read or copied",
+                    where=self.name,
+                    hint="Run again when the application is quieter.",
+                )
 
     @contextmanager
     def _connection(self, uri: str) -> Iterator[sqlite3.Connection]:
@@ -317,42 +349,37 @@ class SqliteFile:
                 found.append((status.st_ino, status.st_size, status.st_mtime_ns))
         return tuple(found)
 
-    def _settled_state(self) -> _State:
-        """Return a state that any later change will alter.
+    def _settled_state(self) -> _State | None:
+        """Return a state that any later change will alter; None, after a tick, if the file has just been written.
 
         A file system's clock ticks every few milliseconds: two writes within one tick leave the same time.
         """
-        while True:
-            state = self._state()
-            newest = max((entry[2] for entry in state if entry is not None), default=0)
-            if not 0 <= time.time_ns() - newest < _CLOCK_TICK_NS:
-                return state
-            time.sleep(_CLOCK_TICK_NS / 1e9)
+        state = self._state()
+        newest = max((entry[2] for entry in state if entry is not None), default=0)
+        if not 0 <= time.time_ns() - newest < _CLOCK_TICK_NS:
+            return state
+        time.sleep(_CLOCK_TICK_NS / 1e9)
+        return None
 
-    def _copy(self) -> Path:
+    def _copy(self, state: _State) -> Path | None:
+        """Return the path of a private copy of a state; None if the files changed meanwhile."""
         with self._lock:
-            for _ in range(_ATTEMPTS):
-                state = self._settled_state()
-                for copy in self._copies:
-                    if copy.state == state:
-                        return copy.path
-                try:
-                    copy = self._make_copy(state)
-                except OSError as error:
-                    raise SourceError(
-                        f"no private copy could be made of a database that needs one to be read ({error})",
-                        where=self.name,
-                        hint="Point TMPDIR to a directory with enough free space.",
-                    ) from error
-                if self._state() == state:
-                    self._copies.append(copy)
+            for copy in self._copies:
+                if copy.state == state:
                     return copy.path
-                copy.directory.cleanup()
-        raise SourceBusyError(
-            f"the files changed during each of {_ATTEMPTS} attempts to copy them",
-            where=self.name,
-            hint="Run again when the application is quieter.",
-        )
+            try:
+                copy = self._make_copy(state)
+            except OSError as error:
+                raise SourceError(
+                    f"no private copy could be made of a database that needs one to be read ({error})",
+                    where=self.name,
+                    hint="Point TMPDIR to a directory with enough free space.",
+                ) from error
+            if self._state() == state:
+                self._copies.append(copy)
+                return copy.path
+            copy.directory.cleanup()
+            return None
 
     def _make_copy(self, state: _State) -> _Copy:
         directory = tempfile.TemporaryDirectory(prefix="iceburg-")
