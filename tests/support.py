@@ -147,12 +147,18 @@ def verify(
 
 def migrate_fully(dsn: str, data_dir: Path, **options: Any) -> MigrationReport:
     """Migrate and see that it is complete, accounted for, and identical."""
+    report = migrate_complete(dsn, data_dir, **options)
+    assert_identical(verify(dsn, data_dir, schema=options.get("schema")))
+    return report
+
+
+def migrate_complete(dsn: str, data_dir: Path, **options: Any) -> MigrationReport:
+    """Migrate and see that it is complete and accounted for: where a test begins, in half the time."""
     report = migrate(dsn, data_dir, **options)
     assert report.problems == ()
     assert report.status == "complete"
     for dataset in report.datasets:
         assert dataset.source_rows == dataset.target_rows + dataset.quarantined_rows, dataset
-    assert_identical(verify(dsn, data_dir, schema=options.get("schema")))
     return report
 
 

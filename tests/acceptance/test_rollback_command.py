@@ -22,7 +22,7 @@ from tests.support import (
     change,
     environment,
     lines,
-    migrate_fully,
+    migrate_complete,
     run_program,
     run_sql,
     snapshot,
@@ -49,7 +49,7 @@ def migrated(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     change(directory / "t.db", "CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT); INSERT INTO t VALUES ('a', 'A')")
     (directory / "events.jsonl").write_bytes(lines('{"event_type": "e"}', "torn"))
     with fresh_database(server_dsn) as dsn:
-        migrate_fully(dsn, directory)
+        migrate_complete(dsn, directory)
         yield dsn, directory
 
 
@@ -84,7 +84,7 @@ def test_what_a_person_reads(migrated: tuple[str, Path], tmp_path: Path) -> None
 def test_differences_make_the_status_1(migrated: tuple[str, Path], tmp_path: Path, database: str) -> None:
     directory = tmp_path / "data"
     change(directory / "t.db", "CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT); INSERT INTO t VALUES ('a', 'A')")
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     arguments = ("rollback", directory, tmp_path / "out", "--dsn", database, "--jobs", "1")
     assert run_program(*arguments).returncode == 0
     run_sql(database, "UPDATE t.t SET v = 'later'")
@@ -146,7 +146,7 @@ def test_an_installation_that_the_embedded_server_does_not_know_makes_nothing(tm
 def test_ctrl_c_stops_between_batches_and_the_next_run_goes_on(tmp_path: Path, database: str) -> None:
     directory = tmp_path / "data"
     generate(directory, entities=2000, vectors=0, conversations=50, metadata_rows=20, lines=50, seed=4)
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     arguments = ("rollback", directory, tmp_path / "out", "--dsn", database, "--no-chromadb")
     program = start_program(*arguments)
     while not (tmp_path / "out").exists() and program.poll() is None:

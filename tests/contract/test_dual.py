@@ -46,7 +46,10 @@ def adapter(request: pytest.FixtureRequest, tmp_path: Path, schema_database: str
         return
     with tempfile.TemporaryDirectory() as directory:
         proxy = Proxy(schema_database, Path(directory))
-        settings = Settings(data_dir=tmp_path, use_postgres=True, database_url=SecretStr(proxy.dsn))
+        # One call waits as long for a server that is gone; half a second shows what two do.
+        settings = Settings(
+            data_dir=tmp_path, use_postgres=True, database_url=SecretStr(proxy.dsn), postgres_timeout=0.5
+        )
         cut = CutHalfWay(settings)
         cut.proxy = proxy
         with cut:

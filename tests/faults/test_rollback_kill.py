@@ -18,7 +18,7 @@ from tests.acceptance import compare_installations
 from tests.databases import fresh_database
 from tests.faults.alone import Alone, alone
 from tests.faults.test_kill import children, wait_until_gone
-from tests.support import migrate_fully, roll_back, roll_back_in_place, run_program, start_program
+from tests.support import migrate_complete, roll_back, roll_back_in_place, run_program, start_program
 
 # `make rollback-campaign` has more of them, of a larger installation.
 KILLS = 3
@@ -29,7 +29,7 @@ def installation(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> I
     directory = tmp_path_factory.mktemp("killed") / "data"
     generate(directory, entities=1500, metadata_rows=50, vectors=0, lines=1000, seed=11)
     with fresh_database(server_dsn) as dsn:
-        migrate_fully(dsn, directory)
+        migrate_complete(dsn, directory)
         yield dsn, directory
 
 
@@ -75,7 +75,7 @@ def test_what_was_written_between_two_runs_is_in_all_files(
 ) -> None:
     directory = shutil.copytree(installation[1], tmp_path / "data")
     with fresh_database(server_dsn) as dsn:
-        migrate_fully(dsn, directory)
+        migrate_complete(dsn, directory)
         with alone(directory, dsn) as db:
             model = Alone(directory, db, seed=12)
             model.write(40)
@@ -95,7 +95,7 @@ def test_a_kill_in_place_leaves_each_file_as_it_was_or_up_to_date(
 ) -> None:
     directory = shutil.copytree(installation[1], tmp_path / "data")
     with fresh_database(server_dsn) as dsn:
-        migrate_fully(dsn, directory)
+        migrate_complete(dsn, directory)
         with alone(directory, dsn) as db:
             model = Alone(directory, db, seed=13)
             model.write(60)

@@ -27,7 +27,7 @@ from tests.support import (
     RELATIONSHIPS,
     assert_identical,
     change,
-    migrate_fully,
+    migrate_complete,
     rows,
     run_sql,
     some_entities,
@@ -76,7 +76,7 @@ def side(tmp_path: Path, database: str) -> Iterator[Side]:
         "INSERT INTO entities (entity_id, name, entity_type, properties) VALUES (?, ?, ?, ?)",
         *some_entities(20),
     )
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     found = Side(database, tmp_path)
     yield found
     found.close()
@@ -193,7 +193,7 @@ def test_the_log_is_removed_without_a_trace(side: Side) -> None:
 
 def test_a_file_that_postgresql_does_not_have_is_read_whole(tmp_path: Path, database: str) -> None:
     change(tmp_path / "m.db", ENTITIES + _TABLES)
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     change(tmp_path / "m.db", "INSERT INTO keyless VALUES ('written before the log', 1)")
     side = Side(database, tmp_path)
     side.apply()
@@ -203,7 +203,7 @@ def test_a_file_that_postgresql_does_not_have_is_read_whole(tmp_path: Path, data
 
 def test_a_unique_index_on_an_expression_cannot_be_logged(tmp_path: Path, database: str) -> None:
     change(tmp_path / "m.db", "CREATE TABLE t (a TEXT); CREATE UNIQUE INDEX i ON t (lower(a))")
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     with pytest.raises(SourceError, match="unique index i is on an expression"):
         Side(database, tmp_path)
     with closing(sqlite3.connect(tmp_path / "m.db")) as connection:
@@ -251,7 +251,7 @@ def test_any_sequence_of_writes_arrives(
     folder = tmp_path_factory.mktemp("writes")
     change(folder / "m.db", _TABLES)
     with fresh_database(server_dsn) as dsn:
-        migrate_fully(dsn, folder)
+        migrate_complete(dsn, folder)
         side = Side(dsn, folder)
         try:
             for batch in batches:

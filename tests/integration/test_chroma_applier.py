@@ -21,7 +21,7 @@ from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import SourceError
 from iceburg.sources.discovery import discover
 from tests.fixtures.chroma.unpack import unpack
-from tests.support import assert_identical, meanwhile, migrate_fully, migrate_live, rows, run_sql, verify
+from tests.support import assert_identical, meanwhile, migrate_complete, migrate_live, rows, run_sql, verify
 
 NAMES = schema_names(None)
 VERSIONS = ["0.6.3", "1.5.9"]
@@ -79,7 +79,7 @@ def applier_for(data: Path) -> ChromaApplier:
 def test_every_moment_arrives(
     directory: Directory, tmp_path: Path, database: str, connection: psycopg.Connection
 ) -> None:
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     applier = applier_for(tmp_path)
     for moment in MOMENTS:
         directory.be_at(moment)
@@ -93,7 +93,7 @@ def test_moments_may_be_left_out(
     directory: Directory, tmp_path: Path, database: str, connection: psycopg.Connection, last: int
 ) -> None:
     """After an outage the queue has been pruned: the tables tell."""
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     applier = applier_for(tmp_path)
     applier.attach(connection)
     directory.be_at(last)
@@ -105,7 +105,7 @@ def test_applying_again_changes_nothing(
     directory: Directory, tmp_path: Path, database: str, connection: psycopg.Connection
 ) -> None:
     directory.be_at(4)
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     applier = applier_for(tmp_path)
     applier.attach(connection)
     before = find_position(connection, NAMES, "chroma")
@@ -126,7 +126,7 @@ def test_an_older_copy_that_was_put_back_is_read_anew(
     directory: Directory, tmp_path: Path, database: str, connection: psycopg.Connection
 ) -> None:
     directory.be_at(8)
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     applier = applier_for(tmp_path)
     applier.attach(connection)
     directory.be_at(2)
@@ -137,7 +137,7 @@ def test_an_older_copy_that_was_put_back_is_read_anew(
 def test_a_directory_that_postgresql_does_not_have_is_read_whole(
     directory: Directory, tmp_path: Path, database: str, connection: psycopg.Connection
 ) -> None:
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     directory.be_at(5)
     applier = applier_for(tmp_path)
     applier.apply(connection)
@@ -151,7 +151,7 @@ def test_too_much_at_once_is_to_be_copied(
     connection: psycopg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     applier = applier_for(tmp_path)
     applier.attach(connection)
     directory.be_at(10)
@@ -176,7 +176,7 @@ def test_what_changes_while_it_is_copied_is_caught_up_with(directory: Directory,
 def test_a_replaced_directory_is_not_applied(
     directory: Directory, tmp_path: Path, database: str, connection: psycopg.Connection
 ) -> None:
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     applier = applier_for(tmp_path)
     applier.attach(connection)
     shutil.copyfile(directory.path / "chroma.sqlite3", tmp_path / "other")

@@ -37,7 +37,7 @@ from tests.support import (
     change,
     lines,
     migrate,
-    migrate_fully,
+    migrate_complete,
     rows,
     run_program,
     run_sql,
@@ -107,7 +107,7 @@ class Installation:
         change(self.path, ENTITIES + RELATIONSHIPS + CONVERSATIONS + _TABLES)
         self.fill()
         list(install_logs(discover(data_dir), lambda: None))
-        migrate_fully(dsn, data_dir)
+        migrate_complete(dsn, data_dir)
 
     def fill(self) -> None:
         change(
@@ -500,7 +500,7 @@ def test_a_file_that_rests_and_has_no_log(tmp_path: Path, database: str) -> None
     change(tmp_path / "m.db", ENTITIES + _TABLES)
     change(tmp_path / "m.db", "INSERT INTO plain (u, v) VALUES ('one', 1), ('two', 'x' || char(0))")
     (tmp_path / "e.jsonl").write_bytes(lines('{"event_type": "e"}', '{"n": 1}', "torn"))
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     report = check(database, tmp_path)
     assert_identical(report)
     assert_all_compared(report)
@@ -517,7 +517,7 @@ def test_a_file_that_rests_and_has_no_log(tmp_path: Path, database: str) -> None
 def test_a_file_without_a_log_that_is_written_to(tmp_path: Path, database: str) -> None:
     change(tmp_path / "m.db", _TABLES)
     change(tmp_path / "m.db", "INSERT INTO plain (u) VALUES ('one')")
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     report = check(
         database, tmp_path, listener=Listener(lambda _: change(tmp_path / "m.db", "INSERT INTO plain DEFAULT VALUES"))
     )
@@ -530,7 +530,7 @@ def test_a_file_without_a_log_that_is_written_to(tmp_path: Path, database: str) 
 def test_what_was_never_migrated_or_attached_is_named(tmp_path: Path, database: str) -> None:
     change(tmp_path / "m.db", _TABLES)
     change(tmp_path / "armed.db", _TABLES)
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     change(tmp_path / "new.db", "CREATE TABLE t (a)")
     list(install_logs(discover(tmp_path, sqlite=["armed.db"]), lambda: None))
     (tmp_path / "gone.db").write_bytes((tmp_path / "m.db").read_bytes())
@@ -586,7 +586,7 @@ def test_a_log_that_is_replaced_meanwhile(installation: Installation) -> None:
 def test_shadow_tables_of_an_armed_file_are_passed_over(tmp_path: Path, database: str) -> None:
     change(tmp_path / "m.db", _TABLES + "CREATE VIRTUAL TABLE search USING fts5 (body)")
     list(install_logs(discover(tmp_path), lambda: None))
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     change(tmp_path / "m.db", "INSERT INTO search VALUES ('words')")
     report = check(database, tmp_path)
     assert_identical(report)
@@ -600,7 +600,7 @@ class Lines:
         self.dsn, self.data_dir = dsn, data_dir
         self.path = data_dir / "e.jsonl"
         self.path.write_bytes(lines(*(json.dumps({"event_type": "e", "n": n}) for n in range(50)), "not JSON"))
-        migrate_fully(dsn, data_dir)
+        migrate_complete(dsn, data_dir)
         self.apply()
 
     def append(self, *texts: str) -> None:
@@ -658,7 +658,7 @@ def test_a_line_that_is_not_finished_is_not_there_yet(events: Lines) -> None:
 def test_a_torn_line_that_was_migrated_is_not_surplus(tmp_path: Path, database: str) -> None:
     path = tmp_path / "e.jsonl"
     path.write_bytes(lines('{"n": 1}') + b'{"n": 2}')
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     events = Lines.__new__(Lines)
     events.dsn, events.data_dir, events.path = database, tmp_path, path
     events.apply()

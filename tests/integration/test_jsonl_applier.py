@@ -14,7 +14,7 @@ from iceburg.database.jsonl_applier import JsonlApplier, jsonl_state
 from iceburg.database.schema import schema_names
 from iceburg.database.target_table import prepare_loaders
 from iceburg.sources.discovery import discover
-from tests.support import assert_identical, lines, migrate_fully, verify
+from tests.support import assert_identical, lines, migrate_complete, verify
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_file_that_was_emptied_and_filled_again_is_read_anew(
 ) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(lines(*[f'{{"event_type": "first {n}"}}' for n in range(10)]))
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     (store,) = discover(tmp_path)
     applier = JsonlApplier(store, schema_names(None))
     applier.attach(connection)

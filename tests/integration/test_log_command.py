@@ -19,7 +19,7 @@ from iceburg.database.schema import schema_names
 from iceburg.database.target_table import prepare_loaders
 from iceburg.records import Store
 from tests.conftest import FAST
-from tests.support import CONVERSATIONS, ENTITIES, change, lines, migrate_fully, rows, run_program, run_sql, snapshot
+from tests.support import CONVERSATIONS, ENTITIES, change, lines, migrate_complete, rows, run_program, run_sql, snapshot
 
 _ODD = """
 CREATE TABLE keyless (v TEXT);
@@ -176,7 +176,7 @@ def attached(data: Path, tmp_path: Path, database: str) -> tuple[str, Path]:
     """An installation whose m.db is armed, migrated, and written to once since."""
     run(tmp_path, "install", data, "--sqlite", "m.db")
     change(data / "m.db", _ADD.format("e2"))
-    migrate_fully(database, data)
+    migrate_complete(database, data)
     change(data / "m.db", _ADD.format("e3"))
     change(data / "m.db", _ADD.format("e4"))
     return database, data
@@ -220,14 +220,14 @@ def test_what_is_pending_keeps_the_log(attached: tuple[str, Path], tmp_path: Pat
     found = run(tmp_path, "remove", data, "--dsn", dsn)
     assert (log(found, "m.db")["removed"], log(found, "m.db")["entries"], log(found, "m.db")["pending"]) == (True, 3, 0)
     # What is there now is migrated as any file is.
-    migrate_fully(dsn, data)
+    migrate_complete(dsn, data)
 
 
 def test_force_removes_what_is_pending_and_says_how_much(attached: tuple[str, Path], tmp_path: Path) -> None:
     dsn, data = attached
     found = run(tmp_path, "remove", data, "--dsn", dsn, "--force")
     assert (log(found, "m.db")["entries"], log(found, "m.db")["pending"]) == (3, 2)
-    migrate_fully(dsn, data)
+    migrate_complete(dsn, data)
     assert rows(dsn, "SELECT count(*) FROM matrix_entities") == [(4,)]
 
 
@@ -256,7 +256,7 @@ def test_the_installations_own_database_is_asked_and_none_is_made(data: Path, se
     found = json.loads(run_here("status", data).stdout)
     assert (found["target"], server.status().databases) == (None, ())
     dsn = server.database_for(data)
-    migrate_fully(dsn, data)
+    migrate_complete(dsn, data)
     found = json.loads(run_here("status", data).stdout)
     assert (log(found, "m.db")["position"], log(found, "m.db")["pending"]) == (1, 0)
     # One that was stopped is started: what it has is the only way to know.

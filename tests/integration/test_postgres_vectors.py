@@ -25,7 +25,7 @@ from iceburg.sources.discovery import discover
 from tests.contract.embeddings import EmbeddingContract
 from tests.databases import fresh_database, name_of
 from tests.strategies import floats32
-from tests.support import assert_identical, change, migrate_fully, rows, run_sql, verify
+from tests.support import assert_identical, change, migrate_complete, rows, run_sql, verify
 
 _TABLES = """
 SELECT e.value ->> 'name', e.value ->> 'sequence'
@@ -52,7 +52,7 @@ def migrated(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with SqliteAdapter(Layout.of(directory)) as embedded:
         assert embedded.embeddings.collections() == []
     with fresh_database(server_dsn) as dsn:
-        migrate_fully(dsn, directory)
+        migrate_complete(dsn, directory)
         yield name_of(dsn)
 
 
@@ -165,7 +165,7 @@ class World:
         self.embedded = SqliteAdapter(Layout.of(data_dir))
         self.sqlite = self.embedded.embeddings
         self.sqlite.create("first", "l2", 3)
-        migrate_fully(dsn, data_dir)
+        migrate_complete(dsn, data_dir)
         (store,) = discover(data_dir)
         self.applier = open_applier(store, store.path, schema_names(None))
         self.connection = connect(dsn, autocommit=True)

@@ -34,7 +34,7 @@ from tests.support import (
     change,
     lines,
     migrate,
-    migrate_fully,
+    migrate_complete,
     roll_back,
     rows,
     run_sql,
@@ -51,7 +51,7 @@ def installation(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> I
     directory = tmp_path_factory.mktemp("rollback") / "data"
     generate(directory, entities=200, vectors=60, metadata_rows=20, lines=100, seed=7)
     with fresh_database(server_dsn) as dsn:
-        migrate_fully(dsn, directory)
+        migrate_complete(dsn, directory)
         yield dsn, directory
 
 
@@ -60,7 +60,7 @@ def small(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """An installation that tests do not change in PostgreSQL, or change back."""
     directory = write(tmp_path_factory.mktemp("small") / "data")
     with fresh_database(server_dsn) as dsn:
-        migrate_fully(dsn, directory)
+        migrate_complete(dsn, directory)
         yield dsn, directory
 
 
@@ -115,7 +115,7 @@ def test_what_was_written_to_postgresql_alone_comes_back(
 ) -> None:
     directory = shutil.copytree(installation[1], tmp_path / "data")
     with fresh_database(server_dsn) as dsn:
-        migrate_fully(dsn, directory)
+        migrate_complete(dsn, directory)
         with alone(directory, dsn) as db:
             model = Alone(directory, db, seed=3)
             model.write(200)
@@ -152,7 +152,7 @@ def test_a_counter_that_somebody_has_set_comes_back(tmp_path: Path, database: st
     path = tmp_path / "data" / "c.db"
     change(path, "CREATE TABLE t (i INTEGER PRIMARY KEY AUTOINCREMENT); INSERT INTO t VALUES (5), (9)")
     change(path, "DELETE FROM sqlite_sequence" if given is None else f"UPDATE sqlite_sequence SET seq = {given}")
-    migrate_fully(database, path.parent)
+    migrate_complete(database, path.parent)
     roll_back(database, path.parent, tmp_path / "out")
     assert compare_installations.compare(path.parent, tmp_path / "out") == []
 
@@ -168,14 +168,14 @@ def test_a_schema_that_is_not_utf8_comes_back(tmp_path: Path, database: str) -> 
         )
         connection.commit()
     (path.parent / "l.jsonl").write_bytes(lines('{"a": 1}'))
-    migrate_fully(database, path.parent)
+    migrate_complete(database, path.parent)
     assert roll_back(database, path.parent, tmp_path / "out").status == "complete"
     assert compare_installations.compare(path.parent, tmp_path / "out") == []
 
 
 def test_a_target_that_an_older_version_made(tmp_path: Path, database: str) -> None:
     directory = write(tmp_path / "data")
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     run_sql(database, "UPDATE iceburg_migration.sources SET description = CASE kind WHEN 'jsonl' THEN '{}'::jsonb"
             " ELSE description - 'sequences' - 'analysed' - 'empty_file' END")  # fmt: skip
     report = roll_back(database, directory, tmp_path / "out")
@@ -186,7 +186,7 @@ def test_a_target_that_an_older_version_made(tmp_path: Path, database: str) -> N
 
 def test_another_schema_and_some_stores_only(tmp_path: Path, database: str) -> None:
     directory = write(tmp_path / "data")
-    migrate_fully(database, directory, schema="other")
+    migrate_complete(database, directory, schema="other")
     report = roll_back(
         database, directory, tmp_path / "out", schema="other", wanted=lambda source: source.kind == "sqlite"
     )
@@ -200,7 +200,7 @@ def test_another_schema_and_some_stores_only(tmp_path: Path, database: str) -> N
 def test_what_is_written_meanwhile_is_in_no_file(tmp_path: Path, database: str) -> None:
     directory = write(tmp_path / "data")
     change(directory / "n.db", "CREATE TABLE n (k TEXT PRIMARY KEY, v TEXT); INSERT INTO n VALUES ('a', 'A')")
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     written = []
 
     def write_meanwhile(_: object) -> None:
@@ -268,7 +268,7 @@ def test_what_was_changed_after_it_was_restored_is_left_alone(small: tuple[str, 
 
 def test_a_store_whose_name_leads_out_of_the_directory_is_refused(tmp_path: Path, database: str) -> None:
     directory = write(tmp_path / "data")
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     run_sql(database, "UPDATE iceburg_migration.sources SET name = '../escaped.db' WHERE name = 'm.db'")
     with pytest.raises(UsageError, match="escaped"):
         roll_back(database, directory, tmp_path / "out" / "deep")
@@ -349,7 +349,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, moment: str, number: int) -> None:
 
 def test_a_complete_rollback_is_not_made_anew(tmp_path: Path, database: str) -> None:
     directory = write(tmp_path / "data")
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     roll_back(database, directory, tmp_path / "out")
     run_sql(database, "UPDATE m.t SET v = 'later' WHERE k = 'a'")
     before = snapshot(tmp_path / "out")
@@ -431,7 +431,7 @@ def test_what_an_unfinished_run_has_wrong_is_made_anew(small: tuple[str, Path], 
 
 def test_a_row_of_which_no_record_can_be_made_costs_no_other(tmp_path: Path, database: str) -> None:
     directory = write(tmp_path / "data")
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     run_sql(database, "UPDATE matrix_entities SET entity_data = '{\"what\": 1}' WHERE entity_id = 'e000003'")
     report = roll_back(database, directory, tmp_path / "out")
     assert report.status == "incomplete"
@@ -443,7 +443,7 @@ def test_a_row_of_which_no_record_can_be_made_costs_no_other(tmp_path: Path, dat
 
 def test_rows_without_a_number_come_last(tmp_path: Path, database: str) -> None:
     directory = write(tmp_path / "data")
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     for number in (1, 2):
         run_sql(
             database,
@@ -470,7 +470,7 @@ def test_a_unique_index_that_postgresql_does_not_hold_is_said_to_be_missing(tmp_
     path = tmp_path / "data" / "u.db"
     change(path, "CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT); CREATE UNIQUE INDEX one ON t (v) WHERE v <> '';"
            " INSERT INTO t VALUES ('a', 'A'), ('b', 'B')")  # fmt: skip
-    migrate_fully(database, path.parent)
+    migrate_complete(database, path.parent)
     run_sql(database, "UPDATE u.t SET v = 'A'")
     report = roll_back(database, path.parent, tmp_path / "out")
     assert report.status == "incomplete"
@@ -481,7 +481,7 @@ def test_a_unique_index_that_postgresql_does_not_hold_is_said_to_be_missing(tmp_
 
 def test_a_migration_that_is_not_complete_is_said(tmp_path: Path, database: str) -> None:
     directory = write(tmp_path / "data")
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     run_sql(database, "UPDATE iceburg_migration.sources SET complete = FALSE WHERE name = 'm.db'")
     report = roll_back(database, directory, tmp_path / "out")
     assert report.status == "incomplete"

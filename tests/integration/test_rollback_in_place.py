@@ -31,7 +31,7 @@ from tests.support import (
     change,
     lines,
     migrate,
-    migrate_fully,
+    migrate_complete,
     roll_back_in_place,
     rows,
     run_sql,
@@ -254,7 +254,7 @@ def test_a_file_that_was_never_in_dual_mode(tmp_path: Path, database: str) -> No
     with UnifiedDatabase(Settings(data_dir=directory)) as db:
         db.conversations.save("c", "first", "a")
         db.matrix.put(Entity("e1", "One", "person"))
-    migrate_fully(database, directory)
+    migrate_complete(database, directory)
     with alone(directory, database) as db:
         model = Alone(directory, db, seed=6)
         model.write(60)
@@ -271,7 +271,7 @@ def test_triggers_of_the_application_do_not_fire(tmp_path: Path, database: str) 
            " BEGIN INSERT INTO audit VALUES (NEW.user_message); END")  # fmt: skip
     change(path, "INSERT INTO conversations (conversation_id, timestamp, user_message, assistant_message)"
            " VALUES ('c', '2026-01-01T00:00:00.000001', 'q', 'a')")  # fmt: skip
-    migrate_fully(database, tmp_path / "data")
+    migrate_complete(database, tmp_path / "data")
     with alone(tmp_path / "data", database) as db:
         db.conversations.save("c", "alone", "a")
     roll_back_in_place(database, tmp_path / "data")
@@ -286,7 +286,7 @@ def test_losing_most_records_is_taken_for_an_accident(tmp_path: Path, database: 
     path = tmp_path / "data" / "t.db"
     change(path, "CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT)")
     change(path, "INSERT INTO t VALUES (?, ?)", *((f"k{n}", "v") for n in range(300)))
-    migrate_fully(database, tmp_path / "data")
+    migrate_complete(database, tmp_path / "data")
     run_sql(database, "DELETE FROM t.t WHERE k <> 'k7'")
     before = path.read_bytes()
     with pytest.raises(RefusedError, match="remove-many"):
@@ -304,7 +304,7 @@ def odd_table(tmp_path: Path, database: str) -> Path:
     change(path, "INSERT INTO t VALUES (?, ?)", *((f"a{n}", f"b{n}") for n in range(10)))
     change(path, "INSERT INTO w VALUES (?, ?, ?)", *((f"x{n}", n, b"z\0") for n in range(10)))
     change(path, "INSERT INTO g (i, s) VALUES (?, ?)", *((n, "s") for n in range(10)))
-    migrate_fully(database, path.parent)
+    migrate_complete(database, path.parent)
     return path
 
 
@@ -351,7 +351,7 @@ def test_a_file_that_was_only_copied_is_known_by_what_it_holds(tmp_path: Path, d
     path = tmp_path / "data" / "t.db"
     change(path, "CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT)")
     change(path, "INSERT INTO t VALUES (?, ?)", *((f"k{n}", f"v\0{n}" if n % 9 == 0 else "v") for n in range(3000)))
-    migrate_fully(database, path.parent, batch_size=500)
+    migrate_complete(database, path.parent, batch_size=500)
     run_sql(database, "UPDATE t.t SET v = 'alone' WHERE k = 'k5'")
     shutil.copyfile(path, tmp_path / "copy")
     path.unlink()

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from iceburg.demo.chroma_writer import Collection, Operation, write_chroma
-from tests.support import assert_identical, migrate, migrate_fully, rows, verify
+from tests.support import assert_identical, migrate, migrate_complete, rows, verify
 
 _DIMENSION = 16
 _VECTORS = np.random.default_rng(1).standard_normal((300, _DIMENSION), dtype=np.float32)
@@ -46,7 +46,7 @@ def kind(dsn: str) -> tuple[str, list[str]]:
 @pytest.mark.parametrize("distance", ["cosine", "l2", "ip"])
 def test_the_nearest_and_their_distances_are_those_of_chroma(tmp_path: Path, database: str, distance: str) -> None:
     write(tmp_path, distance)
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     wanted = expected(distance)
     found = rows(
         database,
@@ -62,7 +62,7 @@ def test_the_nearest_and_their_distances_are_those_of_chroma(tmp_path: Path, dat
 
 def test_an_index_of_another_kind_takes_its_place(tmp_path: Path, database: str) -> None:
     write(tmp_path, "cosine")
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     assert kind(database) == ("ivfflat", ["ivfflat"])
     assert migrate(database, tmp_path, vector_index="hnsw").unchanged is False
     assert kind(database) == ("hnsw", ["hnsw"])
@@ -79,6 +79,6 @@ def test_an_index_of_another_kind_takes_its_place(tmp_path: Path, database: str)
 
 def test_a_collection_that_is_not_there_is_named(tmp_path: Path, database: str) -> None:
     write(tmp_path, "cosine")
-    migrate_fully(database, tmp_path)
+    migrate_complete(database, tmp_path)
     with pytest.raises(psycopg.errors.RaiseException, match="no collection 99"):
         rows(database, "SELECT * FROM nearest_embeddings(99, '[1]', 8)")
