@@ -1,7 +1,7 @@
 """How gently stores are read while their application writes: for how much of the time, and how many records a second.
 
 In journal mode DELETE a commit waits while anybody reads the file. A worker therefore reads for a small share of the
-time only: after a read of 2 ms at a share of 3 % it leaves the file alone for 65 ms, in which it converts and writes
+time only: after a read of 4 ms at a share of 1 % it leaves the file alone for 400 ms, in which it converts and writes
 what it has read. The share is set by whoever watches how long writers wait (`iceburg.migration.throttle`). A file that
 nobody has been seen to write to for a while is read for more of the time.
 
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Final
 
 # The share of the time for which all workers together read, and the least that it is lowered to.
-SHARE: Final = 0.03
+SHARE: Final = 0.01
 LEAST_SHARE: Final = 0.002
 # The same for a file that nobody writes to, and after how many seconds it is one.
 RESTING_SHARE: Final = 0.4
 RESTING_AFTER: Final = 60.0
-# Records of a read: of a table, about 2 ms.
-BATCH: Final = 1_000
+# Records of a read: of a table, about 4 ms.
+BATCH: Final = 2_000
 _POLL: Final = 0.05
 _LONGEST: Final = 1.0
 
