@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -241,6 +242,25 @@ def test_an_application_that_comes_while_we_open_and_never_rests_is_not_waited_f
             assert values(file)[:6] == [0, 1, 2, 3, 4, 100]
             assert len(looks) == 1
     assert not list(private_copies.iterdir())
+
+
+def test_a_file_that_never_rests_and_has_to_is_an_error(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(source / "a.db", "PRAGMA journal_mode = WAL")
+    monkeypatch.setattr("iceburg.sources.sqlite._PATIENCE", 0.3)
+    stop = threading.Event()
+
+    def touch() -> None:
+        while not stop.wait(0.001):
+            os.utime(path)
+
+    toucher = threading.Thread(target=touch)
+    toucher.start()
+    try:
+        with SqliteFile(path, "a.db") as file, pytest.raises(SourceBusyError, match="have changed for"):
+            values(file)
+    finally:
+        stop.set()
+        toucher.join()
 
 
 def crashed_wal(source: Path, tmp_path: Path, *suffixes: str) -> Path:

@@ -35,7 +35,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 from urllib.parse import quote as quote_uri
@@ -104,7 +104,7 @@ class _Copy:
 class _Way:
     """How to read a file: in place; immutable, as long as it has a state; or from the copy at a path."""
 
-    route: Literal["in place", "opened", "immutable", "copy"]
+    route: Literal["in place", "immutable", "copy"]
     state: _State | None = None
     path: Path | None = None
 
@@ -250,19 +250,19 @@ class SqliteFile:
             with self._connection("file::memory:") as connection:
                 yield connection, None
             return
-        refused, way = False, self._way()
+        way, opened = self._way(), False
         if way.route == "in place":
             try:
                 with self._connection(_uri(self.path, "mode=ro")) as connection:
                     # Meets a hot journal or a -shm that we may not write to, before anything is read.
                     connection.execute("PRAGMA schema_version").fetchone()
-                    way = replace(way, route="opened")
+                    opened = True
                     yield connection, None
             except sqlite3.OperationalError as error:
-                if way.route == "opened" or error.sqlite_errorcode & 0xFF not in _WOULD_WRITE:
+                if opened or error.sqlite_errorcode & 0xFF not in _WOULD_WRITE:
                     raise
-                refused = True
-        if refused:
+            if opened:
+                return
             way = self._way(in_place=False)
         if way.route == "immutable":
             with self._connection(_uri(self.path, "mode=ro&immutable=1")) as connection:
