@@ -208,7 +208,7 @@ def _judge_vector(facts: ServerFacts, where: str) -> None:
             where=where,
             hint=f"Install it on the server's machine, on Debian and Ubuntu: apt install "
             f"postgresql-{facts.major}-pgvector (elsewhere see https://github.com/pgvector/pgvector), or give no --dsn "
-            "to use the embedded server, which has it. If this is the embedded server, what it was started from has been "
+            "to use the embedded server, which has it. If this is the embedded server, what it was started from was "
             "removed: `iceburg-db server stop`, and run the command again.",
         )
     if facts.vector_installed is not None and _numbers(facts.vector_installed) < MINIMUM_VECTOR:
