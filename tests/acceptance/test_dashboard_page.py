@@ -187,7 +187,7 @@ def test_the_migration_shows_what_was_copied(browser: Browser, world: World) -> 
 
 def test_the_gate_is_that_of_the_cutover(browser: Browser, world: World) -> None:
     with connect(world.dsn, autocommit=True) as connection:
-        truth = evaluate(connection, NAMES, discover(world.data), Limits())
+        truth = evaluate(connection, NAMES, lambda: discover(world.data), Limits())
     with opened(browser, world) as page:
         # What is shown may be five seconds old, from while another test had the follower pause.
         page.wait(

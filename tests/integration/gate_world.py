@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from iceburg.migration.follower import Follower
 from iceburg.monitoring.cutover import CutoverReport, cut_over, go_back
 from iceburg.monitoring.gate import Condition, Limits, evaluate
 from iceburg.monitoring.probe import Probe, ProbeReport
+from iceburg.records import Store
 from iceburg.sources.discovery import discover
 from iceburg.verification.consistency import ConsistencyCheck
 from iceburg.verification.consistency_report import ConsistencyReport
@@ -72,17 +74,19 @@ class World:
             once=True,
         ).run()
 
-    def check(self) -> ConsistencyReport:
+    def check(self, taken_in: float = 0, stores: Sequence[Store] | None = None) -> ConsistencyReport:
         """Compare both sides, and have it noted."""
         check = ConsistencyCheck(
             self.target(),
-            discover(self.data),
+            self.discover() if stores is None else stores,
             NAMES,
             limit=5,
             narrowed=False,
             listener=Listener(),
             stopping=lambda: False,
             patience=0.1,
+            taken_in=taken_in,
+            rediscover=self.discover,
         )
         return run_recorded(check, self.target(), NAMES, narrowed=False)
 
@@ -100,10 +104,16 @@ class World:
         self.check()
         self.probe()
 
-    def conditions(self, limits: Limits = LIMITS, since: datetime | None = None) -> dict[str, Condition]:
+    def discover(self) -> list[Store]:
+        """Find what is in the data directory."""
+        return list(discover(self.data))
+
+    def conditions(
+        self, limits: Limits = LIMITS, since: datetime | None = None, taken_in: float = 0
+    ) -> dict[str, Condition]:
         """Evaluate the gate."""
         with connect(self.dsn, autocommit=True) as connection:
-            found = evaluate(connection, NAMES, discover(self.data), limits, since=since)
+            found = evaluate(connection, NAMES, self.discover, limits, since=since, taken_in=taken_in)
         return {condition.name: condition for condition in found}
 
     def broken(self, limits: Limits = LIMITS, since: datetime | None = None) -> set[str]:
@@ -113,8 +123,7 @@ class World:
     def cut_over(self, *, dry_run: bool = False, **settings: Any) -> CutoverReport:
         """Go through the gate."""
         with connect(self.dsn, autocommit=True) as connection:
-            stores = discover(self.data)
-            return cut_over(connection, NAMES, stores, self.settings(**settings), LIMITS, dry_run=dry_run)
+            return cut_over(connection, NAMES, self.discover, self.settings(**settings), LIMITS, dry_run=dry_run)
 
     def go_back(self) -> CutoverReport:
         """Go back."""

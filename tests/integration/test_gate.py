@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from iceburg.monitoring.gate import NAMES as CONDITIONS
 from iceburg.monitoring.gate import evaluate
 from iceburg.monitoring.quarantine import accept_quarantine
 from iceburg.monitoring.window import last_mismatches, layer_processes, read_series, read_window, server_time
+from iceburg.records import Store
 from tests.contract.proxy import Proxy
 from tests.integration.gate_world import LIMITS, MEND, TAMPER, World
 from tests.support import change, rows, run_sql
@@ -47,7 +49,7 @@ def batch(*seconds: float, side: str = "postgres", kind: str = "pair", errors: i
 
 
 def test_an_empty_target_holds_nothing(connection: psycopg.Connection) -> None:
-    found = evaluate(connection, NAMES, [])
+    found = evaluate(connection, NAMES, list)
     assert tuple(condition.name for condition in found) == CONDITIONS
     held = {condition.name for condition in found if condition.held}
     assert held == {"quarantine", "errors"}
@@ -189,7 +191,7 @@ def test_errors_of_postgresql_count(world: World, database: str) -> None:
 
 def test_a_slow_side_counts_from_the_floor_on(connection: psycopg.Connection) -> None:
     def latency(**limits: float) -> tuple[bool, bool]:
-        found = evaluate(connection, NAMES, [], replace(LIMITS, **{"samples": 20, **limits}))  # type: ignore[arg-type]
+        found = evaluate(connection, NAMES, list, replace(LIMITS, **{"samples": 20, **limits}))  # type: ignore[arg-type]
         (condition,) = (c for c in found if c.name == "latency")
         return condition.held, condition.urgent
 
@@ -241,3 +243,63 @@ def test_a_check_that_could_not_compare_a_new_file_is_none(world: World, databas
     assert world.check().status == "different"
     assert rows(database, "SELECT status FROM iceburg_migration.runs ORDER BY run_id DESC LIMIT 1") == [("incomplete",)]
     assert world.broken() == {"complete"}
+
+
+@pytest.fixture
+def newcomers(world: World) -> Iterator[World]:
+    """An installation in which files are made after the last look of a follower that looks again in a moment."""
+    world.make_ready()
+    change(world.data / "new.db", "CREATE TABLE t (a)")
+    (world.data / "new.jsonl").write_text('{"a": 1}\n')
+    follower = threading.Timer(1, world.follow)
+    follower.start()
+    yield world
+    follower.join()
+
+
+def test_the_gate_waits_for_what_a_follower_is_about_to_take_in(newcomers: World) -> None:
+    assert not newcomers.conditions()["complete"].held
+    assert newcomers.conditions(taken_in=60)["complete"].held
+
+
+def test_a_check_waits_for_what_a_follower_is_about_to_take_in(newcomers: World) -> None:
+    report = newcomers.check(taken_in=60)
+    assert (report.status, report.problems) == ("identical", ())
+    assert {"new.db/t", "new.jsonl"} <= {dataset.dataset for dataset in report.datasets}
+
+
+def test_nobody_is_waited_for_where_nobody_follows(world: World, database: str) -> None:
+    world.make_ready()
+    change(world.data / "new.db", "CREATE TABLE t (a)")
+    run_sql(database, "UPDATE iceburg_migration.follower SET seen_at = seen_at - interval '1 minute'")
+    began = time.monotonic()
+    assert world.check(taken_in=600).status == "different"
+    assert not world.conditions(taken_in=600)["complete"].held
+    assert time.monotonic() - began < 300
+
+
+def test_what_turns_up_after_the_look_is_not_gone_and_what_goes_is_not_missing(world: World) -> None:
+    """A file may come, or be rotated away, between the look at the directory and that at PostgreSQL."""
+    world.make_ready()
+    before = world.discover()
+    (world.data / "late.jsonl").write_text('{"a": 1}\n')
+    world.follow()
+    assert world.check(stores=before).status == "identical"
+    (world.data / "short.jsonl").write_text('{"a": 1}\n')
+    before = world.discover()
+    (world.data / "short.jsonl").unlink()
+    assert world.check(stores=before).status == "identical"
+
+    def discover_and_follow() -> list[Store]:
+        found = world.discover()
+        (world.data / "short.jsonl").unlink(missing_ok=True)
+        (world.data / "later.jsonl").write_text('{"a": 1}\n')
+        world.follow()
+        return found
+
+    with connect(world.dsn, autocommit=True) as connection:
+        found = evaluate(connection, NAMES, discover_and_follow, LIMITS)
+        assert found[0].held, found[0]
+        (world.data / "short.jsonl").write_text('{"a": 1}\n')
+        found = evaluate(connection, NAMES, discover_and_follow, LIMITS)
+    assert found[0].held, found[0]

@@ -118,7 +118,7 @@ def cutover(
                 stop.check()
                 # What was just asked counts, however long it took.
                 limits = replace(limits, window_hours=max(window, (time.monotonic() - began + 1) / 3600))
-            report = cut_over(connection, names, rediscover(), settings, limits, dry_run=dry_run)
+            report = cut_over(connection, names, rediscover, settings, limits, dry_run=dry_run)
     return _shown(report, as_json)
 
 

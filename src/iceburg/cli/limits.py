@@ -59,7 +59,16 @@ def checking(
     def check() -> ConsistencyReport:
         for _ in range(_ATTEMPTS):
             stores = rediscover()
-            found = ConsistencyCheck(target, stores, names, limit=10, narrowed=narrowed, listener=view, stopping=stop)
+            found = ConsistencyCheck(
+                target,
+                stores,
+                names,
+                limit=10,
+                narrowed=narrowed,
+                listener=view,
+                stopping=stop,
+                rediscover=rediscover,
+            )
             report = run_recorded(found, target, names, narrowed=narrowed)
             if report.status == "identical" or report.differences:
                 break

@@ -141,11 +141,22 @@ def check(
 ) -> int:
     """Compare both sides in full while the application writes: what is on its way is no difference."""
     with stoppable() as stop:
+
+        def rediscover() -> list[Store]:
+            return find_stores(data_dir, sqlite, chroma, jsonl, exclude)[0]
+
         stores, narrowed = find_stores(data_dir, sqlite, chroma, jsonl, exclude)
         target = find_target(dsn, data_dir)
         with console.ProgressView() as view:
             check = ConsistencyCheck(
-                target, stores, schema_names(schema), limit=limit, narrowed=narrowed, listener=view, stopping=stop
+                target,
+                stores,
+                schema_names(schema),
+                limit=limit,
+                narrowed=narrowed,
+                listener=view,
+                stopping=stop,
+                rediscover=rediscover,
             )
             report = run_recorded(check, target, schema_names(schema), narrowed=narrowed)
     if as_json:

@@ -17,7 +17,7 @@ from iceburg.dashboard.board import Board
 from iceburg.dashboard.latency import Latency
 from iceburg.dashboard.snapshot import Gate, Kept, Migration, Now, State
 from iceburg.database.phases import Phase
-from iceburg.monitoring.gate import ALIVE
+from iceburg.migration.heartbeat import ALIVE
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

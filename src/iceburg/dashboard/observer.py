@@ -226,7 +226,7 @@ class Observer:
         self._board.post("state", read_state(connection, self._names, self._stores))
         self._board.post("kept", read_kept(connection, self._names))
         self._board.post("mismatches", read_mismatches(connection, self._names))
-        conditions = evaluate(connection, self._names, list(self._stores.values()), self._limits)
+        conditions = evaluate(connection, self._names, lambda: list(self._stores.values()), self._limits, taken_in=0)
         self._board.post("gate", Gate(datetime.now(UTC), self._limits, conditions))
         self._overcome("rest")
 

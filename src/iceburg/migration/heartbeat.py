@@ -13,6 +13,12 @@ from psycopg.rows import class_row
 
 from iceburg.database.schema import SchemaNames
 
+ALIVE: Final = 30.0
+"""Seconds after which a follower or a process that says nothing is taken for dead; both speak every ten at least."""
+
+TAKEN_IN: Final = 15.0
+"""Seconds within which a follower that is alive has a store that has just been made: it looks every five."""
+
 # The session holds it: it goes with the process, and with the server.
 _TRY_LOCK: Final[LiteralString] = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 _BEAT: Final[LiteralString] = """
@@ -60,6 +66,11 @@ class Heartbeat:
     pending: int
     lag_seconds: float
     rate: float
+
+    @property
+    def is_following(self) -> bool:
+        """Whether it lives, and takes in what comes."""
+        return self.silent_seconds <= ALIVE and self.state != "paused"
 
 
 def try_to_become_follower(connection: psycopg.Connection, names: SchemaNames) -> bool:

@@ -112,7 +112,7 @@ def turn_flag(path: Path, value: bool) -> None:
 def cut_over(
     connection: psycopg.Connection,
     names: SchemaNames,
-    stores: Sequence[Store],
+    discover: Callable[[], Sequence[Store]],
     settings: Settings,
     limits: Limits,
     *,
@@ -124,8 +124,8 @@ def cut_over(
     ----------
     connection, names
         To the target, in autocommit mode.
-    stores
-        What is in the data directory.
+    discover
+        Finds what is in the data directory.
     settings
         Which flag file.
     limits
@@ -146,7 +146,7 @@ def cut_over(
     hint = "`iceburg-db migrate --live` leads from embedded and copying to following."
     state = require_phase(connection, names, "cutover", Phase.FOLLOWING, Phase.DUAL, hint=hint)
     since = server_time(connection) - timedelta(hours=limits.window_hours)
-    conditions = evaluate(connection, names, stores, limits, since=since)
+    conditions = evaluate(connection, names, discover, limits, since=since)
     window = read_window(connection, names, since)
     held, on = all(condition.held for condition in conditions), bool(Flag(settings))
     path = settings.flag_file

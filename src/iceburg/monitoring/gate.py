@@ -11,7 +11,7 @@ noticeably longer.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, LiteralString
@@ -19,20 +19,18 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from iceburg.database.arming import read_logs
-from iceburg.database.catalogue import Catalogue
+from iceburg.database.catalogue import Catalogue, Source
 from iceburg.database.known_target import KnownPositions
 from iceburg.database.positions import BEING_MIGRATED, Position, find_position
 from iceburg.database.schema import SchemaNames
-from iceburg.migration.heartbeat import Heartbeat, read_heartbeat
+from iceburg.migration.heartbeat import ALIVE, TAKEN_IN, Heartbeat, read_heartbeat
 from iceburg.migration.status import WELL, source_status
 from iceburg.monitoring.quarantine import last_review, quarantined
 from iceburg.monitoring.window import LayerProcess, Window, layer_processes, read_window, server_time
 from iceburg.records import Store
 
-ALIVE: Final = 30.0
-"""Seconds after which a follower or a process that says nothing is taken for dead; both speak every ten at least."""
-
 _POLL: Final = 0.05
+_LOOK_AGAIN: Final = 0.5
 _SHOWN: Final = 3
 # Neither part of an installation nor a sample of its records says that all of it is there.
 _VERIFICATION: Final[LiteralString] = """
@@ -119,10 +117,11 @@ NAMES: Final = ("complete", "verified", "in-step", "alive", "quarantine", "misma
 def evaluate(
     connection: psycopg.Connection,
     names: SchemaNames,
-    stores: Sequence[Store],
+    discover: Callable[[], Sequence[Store]],
     limits: Limits | None = None,
     *,
     since: datetime | None = None,
+    taken_in: float = TAKEN_IN,
 ) -> tuple[Condition, ...]:
     """Evaluate every condition.
 
@@ -130,12 +129,14 @@ def evaluate(
     ----------
     connection, names
         To the target, in autocommit mode; its schema is this program's.
-    stores
-        The stores that are in the data directory now.
+    discover
+        Finds the stores that are in the data directory now.
     limits
         What is asked for.
     since
         From when on measurements count, if not `Limits.window_hours` ago.
+    taken_in
+        Seconds to wait for a follower that lives to take in stores that have just been made.
 
     Returns
     -------
@@ -148,10 +149,13 @@ def evaluate(
         PostgreSQL cannot be asked.
     """
     limits = limits or Limits()
+    # Asked before the directory is looked at: a store that turns up in between is then new, and not one that is gone.
+    known = Catalogue(connection, names).sources()
+    stores = discover()
     now = server_time(connection)
     window = read_window(connection, names, since or now - timedelta(hours=limits.window_hours))
     return (
-        _complete(connection, names, stores),
+        _complete(connection, names, known, stores, taken_in),
         _verified(connection, names, limits),
         _in_step(connection, names, stores, limits),
         _alive(read_heartbeat(connection, names), layer_processes(connection, names)),
@@ -162,12 +166,31 @@ def evaluate(
     )
 
 
-def _complete(connection: psycopg.Connection, names: SchemaNames, stores: Sequence[Store]) -> Condition:
+def _complete(
+    connection: psycopg.Connection,
+    names: SchemaNames,
+    known: Sequence[Source],
+    stores: Sequence[Store],
+    taken_in: float,
+) -> Condition:
+    """See that every store is in PostgreSQL, at once or after a moment: whoever rotates logs makes one now and then."""
     by_name = {store.name: store for store in stores}
-    sources = Catalogue(connection, names).sources()
-    found = [source_status(connection, names, source, by_name.get(source.name)) for source in sources]
-    wrong = [f"{s.source} is {s.state if s.complete else 'not copied to its end'}" for s in found if not _is_well(s)]
-    wrong += [f"{name} is not in PostgreSQL" for name in sorted(by_name.keys() - {s.name for s in sources})]
+    wanted = by_name.keys() | {source.name for source in known}
+    deadline = time.monotonic() + taken_in
+    while True:
+        sources = {source.name: source for source in Catalogue(connection, names).sources() if source.name in wanted}
+        found = [source_status(connection, names, source, by_name.get(source.name)) for source in sources.values()]
+        wrong = [
+            f"{s.source} is {s.state if s.complete else 'not copied to its end'}" for s in found if not _is_well(s)
+        ]
+        # One that is gone again by now has another name, or is nobody's.
+        missing = [name for name in sorted(by_name.keys() - sources.keys()) if by_name[name].path.exists()]
+        wrong += [f"{name} is not in PostgreSQL" for name in missing]
+        is_on_its_way = missing or any(s.source in by_name and not s.complete for s in found)
+        heartbeat = read_heartbeat(connection, names) if is_on_its_way else None
+        if heartbeat is None or not heartbeat.is_following or time.monotonic() > deadline:
+            break
+        time.sleep(_LOOK_AGAIN)
     return Condition(
         "complete",
         "the migration is complete",
@@ -247,7 +270,7 @@ def _positions(connection: psycopg.Connection, names: SchemaNames, stores: Seque
 
 def _alive(heartbeat: Heartbeat | None, processes: Sequence[LayerProcess]) -> Condition:
     layer = [process for process in processes if process.mode == "dual" and process.silent_seconds <= ALIVE]
-    follows = heartbeat is not None and heartbeat.silent_seconds <= ALIVE and heartbeat.state != "paused"
+    follows = heartbeat is not None and heartbeat.is_following
     parts = []
     if heartbeat is not None:
         parts.append(f"`follow`: {heartbeat.state}, seen {heartbeat.silent_seconds:.0f} s ago")

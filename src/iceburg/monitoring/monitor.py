@@ -182,11 +182,10 @@ class Monitor:
                 at = server_time(connection)
                 state = read_phase(connection, self._names)
                 self._phase = state.phase if state.since == self._phase_since else Phase.FOLLOWING
-                stores = self._rediscover()
                 self._ask_probe(connection)
                 since = max(self._started, at - timedelta(seconds=self._plan.recent))
                 limits = replace(self._plan.limits, comparisons=0)
-                found = evaluate(connection, self._names, stores, limits, since=since)
+                found = evaluate(connection, self._names, self._rediscover, limits, since=since)
                 reached = Condition("reachable", "PostgreSQL can be asked", "yes", "yes", held=True)
                 look = Look(at, covered, (reached, *found))
                 if self._phase is Phase.DUAL:
@@ -358,9 +357,8 @@ class Monitor:
                 watches.add(self._watch_id, self._unsaved)
                 self._unsaved = []
                 looks = watches.looks(self._watch_id)
-                stores = self._rediscover()
                 until = server_time(connection)
-                conditions = evaluate(connection, self._names, stores, self._plan.limits, since=self._started)
+                conditions = evaluate(connection, self._names, self._rediscover, self._plan.limits, since=self._started)
                 window = read_window(connection, self._names, self._started)
                 report = self._report(status, until, looks, conditions, window, flag)
                 if report.status != "interim":

@@ -19,6 +19,7 @@ from iceburg.database.positions import BEING_MIGRATED, Position
 from iceburg.database.schema import SchemaNames, check_schema
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import SourceError
+from iceburg.migration.heartbeat import TAKEN_IN, read_heartbeat
 from iceburg.migration.run import Listener
 from iceburg.migration.worker import Advance, StoppedError
 from iceburg.records import Store
@@ -37,6 +38,7 @@ from iceburg.verification.target_look import RedefinedError, TargetLook
 from iceburg.verification.unowned import unowned_rows
 
 _ATTEMPTS: Final = 10
+_LOOK_AGAIN: Final = 0.5
 _SHADOW: Final = "a shadow table of a virtual table: SQLite writes it without triggers, so its changes are not logged"
 
 
@@ -51,6 +53,11 @@ class ConsistencyCheck:
         Differences, and unsettled records, listed for each dataset; all are counted.
     patience
         Seconds to wait for others to apply what is pending before it is applied here.
+    taken_in
+        Seconds to wait for a follower that lives to take in a store that has just been made.
+    rediscover
+        Finds the stores as they are when the rest was compared: to tell one that has just been made from one that has
+        gone. None where the stores are known to stay.
     """
 
     def __init__(
@@ -64,6 +71,8 @@ class ConsistencyCheck:
         listener: Listener,
         stopping: Callable[[], bool],
         patience: float = 3.0,
+        taken_in: float = TAKEN_IN,
+        rediscover: Callable[[], Sequence[Store]] | None = None,
     ) -> None:
         self._target = target
         self._stores = stores
@@ -73,6 +82,8 @@ class ConsistencyCheck:
         self._listener = listener
         self._stopping = stopping
         self._patience = patience
+        self._taken_in = taken_in
+        self._rediscover = rediscover
         self._problems: dict[str, list[str]] = {}
         self._passed_over: dict[str, str] = {}
         self._accounts: dict[str, Account] = {}
@@ -98,11 +109,16 @@ class ConsistencyCheck:
             self._connection = connection
             self._catalogue = Catalogue(connection, self._names)
             known = {source.name: source for source in self._catalogue.sources()}
+            new = [store for store in self._stores if store.name not in known]
             for store in self._stores:
                 self._stop_if_asked()
-                self._check_store(store, known.get(store.name))
+                if store.name in known:
+                    self._check_store(store, known[store.name])
+            # Last, so that whoever follows the installation has had the time of the rest for them.
+            for store in new:
+                self._check_new(store)
             if not self._narrowed:
-                for name in known.keys() - {store.name for store in self._stores}:
+                for name in self._gone(known):
                     self._fail(name, "is in PostgreSQL and not in the data directory")
             surplus = tuple(unowned_rows(connection, self._names))
         return self._report(surplus, started)
@@ -129,6 +145,29 @@ class ConsistencyCheck:
     def _stop_if_asked(self) -> None:
         if self._stopping():
             raise StoppedError
+
+    def _check_new(self, store: Store) -> None:
+        """Compare a store that was not in PostgreSQL, once a follower has taken it in; without one it never will be."""
+        deadline = time.monotonic() + self._taken_in
+        while True:
+            self._stop_if_asked()
+            known = {source.name: source for source in self._catalogue.sources()}
+            source = known.get(store.name)
+            if source is None and self._rediscover is not None and not store.path.exists():
+                return  # it has another name by now, or is gone: nothing is lost of what was never there
+            heartbeat = read_heartbeat(self._connection, self._names)
+            waits = heartbeat is not None and heartbeat.is_following and time.monotonic() < deadline
+            if store.problem is not None or (source is not None and source.complete) or not waits:
+                self._check_store(store, source)
+                return
+            time.sleep(_LOOK_AGAIN)
+
+    def _gone(self, known: dict[str, Source]) -> list[str]:
+        """Return the stores that are in PostgreSQL and not in the data directory."""
+        gone = known.keys() - {store.name for store in self._stores}
+        if gone and self._rediscover is not None:
+            gone -= {store.name for store in self._rediscover()}
+        return sorted(gone)
 
     def _check_store(self, store: Store, source: Source | None) -> None:
         if store.problem is not None:
