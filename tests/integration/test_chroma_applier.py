@@ -20,12 +20,11 @@ from iceburg.database.schema import schema_names
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import SourceError
 from iceburg.sources.discovery import discover
+from tests.fixtures.chroma.moments import MOMENTS, VERSIONS, Directory
 from tests.fixtures.chroma.unpack import unpack
 from tests.support import assert_identical, meanwhile, migrate_complete, migrate_live, rows, run_sql, verify
 
 NAMES = schema_names(None)
-VERSIONS = ["0.6.3", "1.5.9"]
-MOMENTS = range(11)
 _ROWS = "SELECT id, row_id, record_id, text, embedding::text, vector_origin, metadata FROM embeddings ORDER BY id"
 
 
@@ -39,29 +38,6 @@ def connection(database: str) -> Iterator[psycopg.Connection]:
     with closing(connect(database, autocommit=True)) as found:
         prepare_loaders(found)
         yield found
-
-
-class Directory:
-    """A Chroma directory that is as it was at one of the moments; its files stay the same ones, as chromadb's do."""
-
-    def __init__(self, moments: Path, data: Path) -> None:
-        self.path = data / "chroma"
-        self._moments = moments
-
-    def be_at(self, moment: int) -> None:
-        """Have it be as it was at a moment."""
-        wanted = self._moments / f"{moment:02d}"
-        if not self.path.exists():
-            shutil.copytree(wanted, self.path)
-            return
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-        for path in wanted.iterdir():
-            if path.is_dir():
-                shutil.copytree(path, self.path / path.name)
-            else:
-                shutil.copyfile(path, self.path / path.name)
 
 
 @pytest.fixture(params=VERSIONS)

@@ -37,6 +37,7 @@ from iceburg.records import ChromaRecord, Store
 from iceburg.sources.fingerprint import fingerprint
 
 if TYPE_CHECKING:
+    from iceburg.sources.chroma_catalogue import CollectionInfo
     from iceburg.sources.chroma_changes import CollectionChanges, CollectionMark
 
 # Records of one collection that are read at once: at 768 dimensions, 60 MB of vectors.
@@ -110,8 +111,9 @@ def read_structure(text: str) -> tuple[str, dict[str, CollectionMark]]:
     return found["catalogue"], {name: CollectionMark(*mark) for name, mark in found["collections"].items()}
 
 
-def _digest(collections: Iterable[Mapping[str, Any]]) -> str:
-    text = json.dumps(sorted((dict(c) for c in collections), key=lambda c: str(c["id"])), sort_keys=True, default=str)
+def digest_catalogue(collections: Iterable[CollectionInfo]) -> str:
+    """Return a digest of what the catalogue says of all collections, as a position's ``structure`` has it."""
+    text = json.dumps(sorted((asdict(c) for c in collections), key=lambda c: str(c["id"])), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -267,7 +269,7 @@ class ChromaApplier:
             )
         digest, marks = read_structure(position.structure)
         changes = self._read(marks, count=count)
-        now = _digest(asdict(change.collection) for change in changes)
+        now = digest_catalogue(change.collection for change in changes)
         redefined = now != digest
         datasets = self._datasets(connection, position.source_id)
         if redefined:

@@ -13,7 +13,7 @@ from typing import Final
 
 import orjson
 
-from iceburg.records import Key, encode_key
+from iceburg.records import Key, decode_key, encode_key
 
 # The two bytes of a digest that carry a UUID's version and variant, by what the digest has there.
 _VERSION: Final = tuple(bytes([byte & 0x0F | 0x50]) for byte in range(256))
@@ -32,6 +32,14 @@ def key_text(key: Key) -> str:
         if type(value) is int:
             return f"[{value}]"
     return encode_key(key)
+
+
+def is_key_text(text: str) -> bool:
+    """Whether a text is one that `key_text` writes."""
+    try:
+        return key_text(decode_key(text)) == text
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def identify(dataset: str) -> Callable[[str], bytes]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from iceburg.errors import SourceBusyError, SourceError
 from iceburg.records import ChromaRecord
@@ -27,6 +28,7 @@ from iceburg.sources.chroma_reader import CollectionReader
 from iceburg.sources.chroma_tables import ids_touched_after
 from iceburg.sources.chroma_vectors import IndexChangedError
 
+_Result = TypeVar("_Result")
 # As for the batches of a collection: while Chroma writes an index, vectors may be missing for a moment.
 _ATTEMPTS = 20
 _PAUSE = 0.2
@@ -150,6 +152,11 @@ def read_changes(
             found.append(replace(changes, total=len(reader.ids(connection))) if count else changes)
         return found
 
+    return _in_snapshot(store, work)
+
+
+def _in_snapshot(store: ChromaStore, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
+    """Run `work` on one snapshot; on another one where Chroma wrote an index meanwhile."""
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_PAUSE)
@@ -162,6 +169,42 @@ def read_changes(
         where=store.name,
         hint="Run the command again when the application writes less.",
     )
+
+
+def read_mark(store: ChromaStore, collection: str) -> CollectionMark:
+    """Return where a collection is, by its id; at 0 where it is gone."""
+    return store.in_snapshot(lambda connection: _mark(connection, collection))
+
+
+def read_touched(store: ChromaStore, collection: str, since: CollectionMark) -> frozenset[str] | None:
+    """Return the ids that operations since a mark may have touched; None where the queue does not tell any more."""
+
+    def work(connection: sqlite3.Connection) -> frozenset[str] | None:
+        if _mark(connection, collection).last < since.last or _is_pruned(connection, collection, since.settled):
+            return None
+        return frozenset(ids_queued_after(connection, collection, since.settled))
+
+    return store.in_snapshot(work)
+
+
+def read_records(
+    store: ChromaStore, reader: CollectionReader, ids: Collection[str]
+) -> tuple[CollectionMark, list[ChromaRecord]]:
+    """Return those of `ids` that are there, and where the collection is; in one snapshot.
+
+    Raises
+    ------
+    SourceError
+        Its index kept changing.
+    """
+    return _in_snapshot(
+        store, lambda connection: (_mark(connection, reader.collection.id), reader.changed(connection, sorted(ids)))
+    )
+
+
+def read_ids(store: ChromaStore, reader: CollectionReader) -> tuple[CollectionMark, set[str]]:
+    """Return the ids of all records, and where the collection is; in one snapshot."""
+    return store.in_snapshot(lambda connection: (_mark(connection, reader.collection.id), reader.ids(connection)))
 
 
 def _require_whole(store: ChromaStore) -> None:
@@ -189,7 +232,7 @@ def _changes(
         return CollectionChanges(collection, mark)
     after = known.settled
     touched = set(ids_queued_after(connection, collection.id, after))
-    pruned = not is_complete(connection) and after + 1 < _pruned_before(connection, collection.id)
+    pruned = _is_pruned(connection, collection.id, after)
     if pruned:
         touched.update(ids_touched_after(connection, segments_of(connection, collection.id).metadata or "", after))
     records = _read(connection, reader, touched, largest)
@@ -209,6 +252,11 @@ def _read(
     if len(ids) > largest:
         raise TooManyError(reader.collection.name)
     return tuple(reader.changed(connection, sorted(ids)))
+
+
+def _is_pruned(connection: sqlite3.Connection, collection: str, after: int) -> bool:
+    """Whether operations after a position may be gone from the queue."""
+    return not is_complete(connection) and after + 1 < _pruned_before(connection, collection)
 
 
 def _pruned_before(connection: sqlite3.Connection, collection: str) -> int:

@@ -9,6 +9,7 @@ from typing import Final
 import psycopg
 
 from iceburg.database.applier import SqliteApplier, open_applier
+from iceburg.database.chroma_applier import ChromaApplier
 from iceburg.database.jsonl_applier import JsonlApplier
 from iceburg.database.positions import Position, find_position
 from iceburg.database.schema import SchemaNames
@@ -54,7 +55,7 @@ class CatchingUp:
         self._patience = patience
         self._stop_if_asked = stop_if_asked
         self._writer: psycopg.Connection | None = None
-        self._applier: SqliteApplier | JsonlApplier | None = None
+        self._applier: SqliteApplier | ChromaApplier | JsonlApplier | None = None
         self.watch()
 
     def __enter__(self) -> CatchingUp:
@@ -122,6 +123,8 @@ class CatchingUp:
             prepare_loaders(self._writer)
             if self._store.kind == "sqlite":
                 self._applier = open_applier(self._store, self._store.path, self._names)
+            elif self._store.kind == "chroma":
+                self._applier = ChromaApplier(self._store, self._names)
             else:
                 self._applier = JsonlApplier(self._store, self._names)
         assert self._writer is not None  # noqa: S101 - made with the applier

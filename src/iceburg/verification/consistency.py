@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 
@@ -13,6 +13,7 @@ from iceburg.database.applier import NotReadyError
 from iceburg.database.arming import is_compressed
 from iceburg.database.catalogue import Catalogue, Dataset, Source
 from iceburg.database.change_log import log_state
+from iceburg.database.chroma_applier import digest_catalogue, read_structure
 from iceburg.database.connection import Target, connect
 from iceburg.database.jsonl_applier import jsonl_state
 from iceburg.database.positions import BEING_MIGRATED, Position
@@ -36,6 +37,9 @@ from iceburg.verification.resting_check import RestingCheck
 from iceburg.verification.table_check import TableCheck
 from iceburg.verification.target_look import RedefinedError, TargetLook
 from iceburg.verification.unowned import unowned_rows
+
+if TYPE_CHECKING:
+    from iceburg.sources.chroma_catalogue import CollectionInfo
 
 _ATTEMPTS: Final = 10
 _LOOK_AGAIN: Final = 0.5
@@ -197,6 +201,8 @@ class ConsistencyCheck:
                 try:
                     if store.kind == "sqlite" and (log_id := _log_id(store)) is not None:
                         self._check_logged(store, source, log_id, catching_up)
+                    elif store.kind == "chroma" and position is not None:
+                        self._check_collections(store, source, catching_up)
                     elif store.kind == "jsonl" and position is not None and not is_compressed(store):
                         self._check_lines(store, source, catching_up)
                     else:
@@ -253,6 +259,62 @@ class ConsistencyCheck:
         advance = partial(self._advance, dataset)
         LinesCheck(store, self._connection, self._names, look, catching_up, self._begin(dataset), advance).run()
 
+    # Chroma directories that are followed
+
+    def _check_collections(self, store: Store, source: Source, catching_up: CatchingUp) -> None:
+        # numpy comes with them, which an installation without Chroma directories does without.
+        from iceburg.sources.chroma import ChromaStore, CollectionReader
+        from iceburg.verification.collection_check import CollectionCheck
+
+        def datasets() -> dict[str, Dataset]:
+            found = self._catalogue.datasets(source.source_id)
+            return {dataset.definition["collection"]["id"]: dataset for dataset in found}
+
+        def dataset_of(collection: str) -> Dataset | None:
+            return datasets().get(collection)
+
+        with ChromaStore(store.path, store.name) as directory:
+            if not directory.is_whole:
+                self._check_resting(store, source)
+                return
+            catching_up.wait(lambda at: _has_catalogue(at, directory.collections()), lambda: None)
+            collections = directory.collections()
+            for collection in collections:
+                dataset = dataset_of(collection.id)
+                if dataset is None:
+                    raise RedefinedError
+                if dataset.name in self._accounts:
+                    continue
+                reader = directory.reader(collection)
+                assert isinstance(reader, CollectionReader)  # noqa: S101 - an orphan is not in the catalogue
+                look = self._look(store, dataset, None)
+                try:
+                    CollectionCheck(
+                        directory,
+                        reader,
+                        look,
+                        catching_up,
+                        self._begin(dataset),
+                        partial(dataset_of, collection.id),
+                        partial(self._advance, dataset),
+                    ).run()
+                except (RedefinedError, SourceError) as error:
+                    del self._accounts[dataset.name]
+                    if collection.id in {found.id for found in directory.collections()}:
+                        raise
+                    raise RedefinedError from error
+            if directory.collections() != collections:
+                # There may be some that were not there before; those that were compared are not gone through again.
+                raise RedefinedError
+            self._forget_gone(source, datasets().values())
+
+    def _forget_gone(self, source: Source, datasets: Iterable[Dataset]) -> None:
+        """Forget the accounts of collections that were deleted or renamed after they were compared."""
+        there = {dataset.name: dataset.dataset_id for dataset in datasets}
+        for name, account in list(self._accounts.items()):
+            if account.dataset.source == source.name and there.get(name) != account.dataset.dataset_id:
+                del self._accounts[name]
+
     # SQLite files whose changes are logged
 
     def _check_logged(self, store: Store, source: Source, log_id: str, catching_up: CatchingUp) -> None:
@@ -307,6 +369,11 @@ class ConsistencyCheck:
             )
             datasets = {dataset.name: dataset for dataset in self._catalogue.datasets(source.source_id)}
         return datasets, position
+
+
+def _has_catalogue(position: Position, collections: Sequence[CollectionInfo]) -> bool:
+    """Whether the datasets of a Chroma directory are those of its collections."""
+    return read_structure(position.structure)[0] == digest_catalogue(collections)
 
 
 def _log_id(store: Store) -> str | None:

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from iceburg.database.positions import Position
 from iceburg.errors import SourceError
-from iceburg.mappings.identity import key_text
+from iceburg.mappings.identity import is_key_text
 from iceburg.mappings.mapping import Row
-from iceburg.records import Batch, decode_key
+from iceburg.records import Batch
 from iceburg.sources.sqlite_rows import TableReader
 from iceburg.verification.catching_up import CatchingUp
 from iceburg.verification.consistency_report import Account
@@ -276,7 +276,7 @@ class TableCheck:
         after = ""
         while texts := self._target.kept_keys(after, _BATCH):
             after = texts[-1]
-            keys = [text for text in texts if _is_key(text)]
+            keys = [text for text in texts if is_key_text(text)]
             self._account.note(list(self._nobodys(set(texts) - set(keys))))
             records = self._file.records(self._table, keys)
             absent = [self._with_row_key(Suspect(t, None), records.gone) for t in keys if t not in records.there]
@@ -313,13 +313,6 @@ class TableCheck:
         explained = account.difference_count or account.unsettled_count
         if account.position is not None and account.source_rows != expected and not explained:
             account.note([RecordDifference(account.dataset.name, "", "(count)", account.source_rows, expected)])
-
-
-def _is_key(text: str) -> bool:
-    try:
-        return key_text(decode_key(text)) == text
-    except (ValueError, TypeError, KeyError):
-        return False
 
 
 def _pieces(texts: list[str], size: int) -> Iterator[list[str]]:
