@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 
 import psycopg
@@ -12,12 +13,24 @@ from hypothesis import strategies as st
 from iceburg.database.connection import connect
 from iceburg.database.copy_format import ENCODERS, HEADER, TRAILER, render
 from iceburg.mappings.json_fragment import fragment_of_any, fragment_of_json, fragment_of_text
+from iceburg.mappings.json_members import is_surely_same
 from iceburg.mappings.json_value import analyse, canonical, dumps_exact, is_sound, loads, same_json
 from iceburg.records import Value
-from tests.strategies import HOPELESS_NUMBERS, JSON_TEXTS, VALUES, WELL_FORMED_JSON, nested
+from tests.strategies import (
+    HOPELESS_NUMBERS,
+    JSON_TEXTS,
+    VALUES,
+    WELL_FORMED_JSON,
+    JsonTree,
+    json_trees,
+    mutate_tree,
+    nested,
+    render_tree,
+)
 
 # Each example is a batch: one COPY and one query for many texts.
 batches = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+STYLES = st.randoms(use_true_random=False)
 DEPTHS = [249, 250, 251, 255, 499, 500, 501, 1000, 1500]
 
 
@@ -83,3 +96,68 @@ def test_a_sound_text_is_never_refused_for_its_size(connection: psycopg.Connecti
     assert is_sound(many)
     (printed,) = through_jsonb(connection, [many])
     assert same_json(printed, many)
+
+
+@batches
+@given(trees=st.lists(json_trees(), min_size=20, max_size=60), texts=st.lists(JSON_TEXTS, max_size=30), style=STYLES)
+def test_what_is_surely_the_same_is_the_same(
+    connection: psycopg.Connection, trees: list[JsonTree], texts: list[str], style: random.Random
+) -> None:
+    texts = [*texts, *(render_tree(tree, style) for tree in trees)]
+    others = [*texts, *(render_tree(mutate_tree(tree, style), style) for tree in trees)]
+    printed = through_jsonb(connection, [analyse(other).jsonb for other in others])
+    # Each with what was made of itself, with what was made of something a little different, and with another one.
+    pairs = [*zip(texts, printed, strict=False), *zip(reversed(texts), reversed(printed), strict=False)]
+    pairs += zip(texts[1:], printed, strict=False)
+    for text, there in pairs:
+        if is_surely_same(text, there.encode()):
+            assert canonical(text) == canonical(there)
+
+
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        ('{"a": true}', '{"a": 1}'),
+        ('{"a": 1}', '{"a": true}'),
+        ('{"a": [0, false]}', '{"a": [false, 0]}'),
+        ('{"a": 1}', '{"a": 1.0}'),
+        ('{"a": 1.0}', '{"a": 1}'),
+        ('{"a": "1.0"}', '{"a": 1.0}'),
+        ('{"a": 1, "b": "1.0"}', '{"a": "1.0", "b": 1}'),
+        ('{"a": 0.1}', '{"a": 0.10000000000000001}'),
+        ('{"a": 9007199254740993}', '{"a": 9007199254740992}'),
+        ('{"a": null}', "{}"),
+        ('{"a": ""}', '{"a": null}'),
+        ('{"a": [1, 2]}', '{"a": [2, 1]}'),
+        ('{"a": 1, "a": 1}', '{"a": 1}'),
+        ('{"a": 3, "a": 1}', '{"a": 1}'),
+        ('{"\\u0022": 1, "\\u0022\\u0022": 2, "b": 3, "b": 3}', '{"\\"": 1, "\\"\\"": 2, "b": 3}'),
+        ("{}", "[]"),
+        ('""', '""'),
+        ('"x"', '"x"'),
+        ("1", "1"),
+        ("", '""'),
+        ("{", "{"),
+        ("[NaN]", "[NaN]"),
+        ("[" * 2000, "[" * 2000),
+        ('["\udcff"]', '["\ufffd"]'),
+    ],
+)
+def test_what_may_differ_is_not_surely_the_same(text: str, there: str) -> None:
+    """Some of these are the same all the same: what is neither an object nor a list is doubtful."""
+    assert not is_surely_same(text, there.encode()) or text == there
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": ["\\u0141ukasz"], "alias": [], "notes": ["\\u2014 \\"a\\" \\\\ b\\n"], "share": 48.4, "n": {"z": 1}}',
+        '["pa", "ch"]',
+        '{"x":1e16,"y":-12}',
+        "{}",
+        "[]",
+    ],
+)
+def test_most_documents_are_surely_the_same(connection: psycopg.Connection, text: str) -> None:
+    (printed,) = through_jsonb(connection, [text])
+    assert is_surely_same(text, printed.encode()) or "e16" in text

@@ -22,7 +22,7 @@ from iceburg.mappings.conversations import ConversationMapping
 from iceburg.mappings.document import ENTITIES, RELATIONSHIPS, DocumentMapping
 from iceburg.mappings.embeddings import EmbeddingMapping
 from iceburg.mappings.json_value import same_json
-from iceburg.mappings.mapping import Mapping, Row, UnmappableError
+from iceburg.mappings.mapping import Mapping, Row, UnmappableError, UnrestorableError
 from iceburg.mappings.sqlite_record import RecordShape, SqliteRecord
 from iceburg.mappings.table import ColumnPlan, TableMapping
 from iceburg.mappings.telemetry import TelemetryMapping
@@ -31,6 +31,7 @@ from tests.strategies import (
     CHROMA_RECORDS,
     CONVERSATION_COLUMNS,
     ENTITY_COLUMNS,
+    JSON_TEXTS,
     RELATIONSHIP_COLUMNS,
     VALUES,
     floats32,
@@ -121,6 +122,77 @@ def test_relationships(connection: psycopg.Connection, records: list[SqliteRecor
     mapping = DocumentMapping(RELATIONSHIPS, "m/relationships", 4, RecordShape(1, tuple(RELATIONSHIP_COLUMNS)))
     target = plan_table(mapping, NAMES, "matrix_relationships", "dataset_id", 4)
     check_through_tables(connection, mapping, target, records, upsert=upsert)
+
+
+# The quick way is of names that JSON writes as they are.
+PLAIN_COLUMNS = tuple(name.replace('"', "") for name in ENTITY_COLUMNS)
+
+
+def has_difference(mapping: DocumentMapping, record: SqliteRecord, row: Row) -> bool:
+    """Whether the long way finds that a row, without originals, is not a record's."""
+    try:
+        restored = mapping.restore(row, {})
+    except UnrestorableError:
+        return True
+    derived = any(row[position] != expected for position, expected in mapping.derived(record))
+    return derived or mapping.differences(record, restored) != []
+
+
+@batches
+@given(
+    records=st.lists(table_records(ENTITY_COLUMNS), min_size=5, max_size=20),
+    column=st.integers(1, len(ENTITY_COLUMNS)),
+    values=st.lists(VALUES | JSON_TEXTS, min_size=20, max_size=20),
+)
+@example(
+    records=[
+        (1, "e1", "Łukasz", "person", "s", '{"a": ["\\u0141"], "b": 1}', '["pa"]', "[]", "2024-01-01 12:00:00", None)
+    ],
+    column=5,
+    values=['{"a": ["\\u0142"], "b": 1}', '{"a": ["\\u0141"], "b": true}', '{"b": 1, "a": ["Ł"]}', None, ""] * 4,
+)
+def test_what_matches_has_no_difference(
+    connection: psycopg.Connection, records: list[SqliteRecord], column: int, values: list[Value]
+) -> None:
+    mapping = DocumentMapping(ENTITIES, "matrix.db/entities", 3, RecordShape(1, PLAIN_COLUMNS))
+    target = plan_table(mapping, NAMES, "matrix_entities", "dataset_id", 3)
+    by_key = {mapping.row_key(record): record for record in records}
+    with connection.transaction(force_rollback=True):
+        target.copy(connection, target.render(mapping.convert(record)[0] for record in by_key.values()))
+        sent = {row[0]: (one, row) for one in target.fetch(connection, list(by_key)) for row in [target.read(one)]}
+    for key, record in by_key.items():
+        one, row = sent[key[0]]
+        for value in [record[column], *values]:
+            other = (*record[:column], value, *record[column + 1 :])
+            if mapping.matches(other, one):
+                assert not has_difference(mapping, other, row)
+
+
+def test_a_plain_record_matches(connection: psycopg.Connection) -> None:
+    mapping = DocumentMapping(ENTITIES, "matrix.db/entities", 3, RecordShape(1, PLAIN_COLUMNS))
+    target = plan_table(mapping, NAMES, "matrix_entities", "dataset_id", 3)
+    empty = (None,) * (len(ENTITY_COLUMNS) - 1)
+    for record in (
+        (1, "e1", "Łukasz", "person", "s", '{"a": ["\\u0141"], "b": true}', '["pa"]', "", "2024-01-01 12:00:00", "m"),
+        (2, "e2", *empty),
+    ):
+        with connection.transaction(force_rollback=True):
+            target.copy(connection, target.render([mapping.convert(record)[0]]))
+            (sent,) = target.fetch(connection, [mapping.row_key(record)])
+        assert mapping.matches(record, sent)
+        assert not mapping.matches((*record[:2], "Lukasz", *record[3:]), sent)
+
+
+def test_columns_whose_names_json_has_to_escape_go_the_long_way(connection: psycopg.Connection) -> None:
+    columns = ("entity_id", "name", "entity_type", 'an "odd" one', "created_at")
+    mapping = DocumentMapping(ENTITIES, "matrix.db/entities", 3, RecordShape(1, columns))
+    target = plan_table(mapping, NAMES, "matrix_entities", "dataset_id", 3)
+    record = (1, "e1", "Ann", "person", "odd", "2024-01-01 12:00:00")
+    with connection.transaction(force_rollback=True):
+        target.copy(connection, target.render([mapping.convert(record)[0]]))
+        (sent,) = target.fetch(connection, [mapping.row_key(record)])
+    assert not mapping.matches(record, sent)
+    assert not has_difference(mapping, record, target.read(sent))
 
 
 @batches

@@ -13,15 +13,23 @@ from collections.abc import Mapping as Dictionary
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from operator import attrgetter, itemgetter
 from typing import Final
 
 import orjson
-from msgspec import Raw
+from msgspec import MsgspecError, Raw
 
 from iceburg.mappings.codecs import PgValue, encode_varchar
 from iceburg.mappings.identity import identify, key_text
 from iceburg.mappings.json_fragment import Fragment, fragment_of_any, fragment_of_json, fragment_of_text
-from iceburg.mappings.json_members import restored_json, split, string_in, text_of
+from iceburg.mappings.json_members import (
+    document_decoder,
+    is_surely_same,
+    restored_json,
+    split,
+    string_in,
+    text_of,
+)
 from iceburg.mappings.json_number import value_of_number
 from iceburg.mappings.json_value import loads, quote, same_json
 from iceburg.mappings.mapping import Difference, Original, Originals, Row, TargetColumn, UnrestorableError
@@ -147,8 +155,12 @@ class DocumentMapping:
             if name not in (table.type, "created_at")
         )
         self._names = frozenset(name for _, name, _, _ in self._members)
-        self._texts = tuple((at, name) for at, name, _, _ in self._members if name not in table.documents)
-        self._documents = tuple((at, name) for at, name, _, _ in self._members if name in table.documents)
+        texts = [(at, name) for at, name, _, _ in self._members if name not in table.documents]
+        documents = [(at, name) for at, name, _, _ in self._members if name in table.documents]
+        self._decode = document_decoder([name for _, name in texts], [name for _, name in documents])
+        self._texts = itemgetter(*(at for at, _ in texts))
+        self._texts_of = attrgetter(*(f"t{n}" for n in range(len(texts))))
+        self._documents = tuple((at, attrgetter(f"o{n}")) for n, (at, _) in enumerate(documents))
         self._columns_in_order = tuple((name, name in table.documents) for name in shape.columns)
 
     def _fragment_function(self, name: str) -> Callable[[Value], Fragment]:
@@ -265,35 +277,25 @@ class DocumentMapping:
             at += size
         size = _size(sent, at + 4)[0]
         at += 8
-        # After the number of the format.
-        members = split(sent[at + 1 : at + size]) if size > 0 else None
-        if members is None:
+        if size <= 0 or self._decode is None:
             return False
-        left = len(members)
-        get = members.get
-        for position, name in self._texts:
-            value, member = record[position], get(name)
-            if member is None:
-                if value is not None:
+        try:
+            # After the number of the format.
+            document = self._decode(sent[at + 1 : at + size])
+        except MsgspecError:
+            return False
+        # No other value is equal to a text, or to None.
+        if self._texts_of(document) != self._texts(record):
+            return False
+        for position, member_of in self._documents:
+            value, member = record[position], member_of(document)
+            if value is None or member is None:
+                if value is not member:
                     return False
-            elif type(value) is str and string_in(member) == value:
-                left -= 1
-            else:
-                return False
-        for position, name in self._documents:
-            value, member = record[position], get(name)
-            if member is None:
-                if value is not None:
-                    return False
-            elif type(value) is str:
-                restored = restored_json(text_of(member))
-                if restored != value and not same_json(value, restored):
-                    return False
-                left -= 1
-            else:
+            elif type(value) is not str or not _is_same_json(value, bytes(member)):
                 return False
         wanted = record[self._type]
-        if left or kind != wanted or not (wanted is None or type(wanted) is str):
+        if kind != wanted or not (wanted is None or type(wanted) is str):
             return False
         if self._created is None or record[self._created] is None:
             return sent.endswith(_NO_TIMES) and len(sent) == at + size + len(_NO_TIMES)
@@ -317,6 +319,14 @@ class DocumentMapping:
     def unpack(self, packed: bytes) -> SqliteRecord:
         """Read what `pack` wrote."""
         return unpack(packed)
+
+
+def _is_same_json(value: str, printed: bytes) -> bool:
+    """Whether a column that holds JSON text has the same value as what ``jsonb`` printed is restored to."""
+    if is_surely_same(value, printed):
+        return True
+    restored = restored_json(printed.decode())
+    return restored == value or same_json(value, restored)
 
 
 def _restored(name: str, member: Raw) -> Value:

@@ -7,14 +7,19 @@ restored text has every number as PostgreSQL holds it, and takes a fraction of t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from json.encoder import encode_basestring_ascii
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string: Final = msgspec.json.Decoder(str)
 _encode: Final = msgspec.json.Encoder().encode
+# Fractions as the tokens that they are, which no other value of JSON is equal to: 1.0 is not 1.
+_exact: Final = msgspec.json.Decoder(float_hook=str.encode).decode
+# What Python may refuse of a text, or of a comparison: no JSON, no UTF-8, too many digits, nested too deeply.
+_UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def split(text: str | bytes) -> dict[str, msgspec.Raw] | None:
@@ -26,6 +31,49 @@ def split(text: str | bytes) -> dict[str, msgspec.Raw] | None:
         return _members.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return None
+
+
+def document_decoder(texts: Sequence[str], others: Sequence[str]) -> Callable[[bytes], Any] | None:
+    """Return a function that takes an object apart, much faster than `split` and `string_in` do.
+
+    Parameters
+    ----------
+    texts, others
+        The keys that an object may have: with strings, and with whatever else. Any other one is refused.
+
+    Returns
+    -------
+    callable or None
+        It returns an object with the attributes ``t0``, ``t1`` … (str) and ``o0``, ``o1`` … (`msgspec.Raw`), None where
+        there is no such key, and raises `msgspec.MsgspecError` of what is not of that form. None where a key has
+        characters that JSON has to escape.
+    """
+    names = {f"t{n}": key for n, key in enumerate(texts)} | {f"o{n}": key for n, key in enumerate(others)}
+    fields = [(name, str if name[0] == "t" else msgspec.Raw, None) for name in names]
+    try:
+        shape = msgspec.defstruct("Document", fields, rename=names, forbid_unknown_fields=True, gc=False)
+    except ValueError:
+        return None
+    return msgspec.json.Decoder(shape).decode
+
+
+def is_surely_same(text: str, printed: bytes) -> bool:
+    """Tell quickly of most objects and lists that what ``jsonb`` printed is of the same value; False is "not sure".
+
+    A parse takes ``true`` for 1 and keeps one of several equal keys. With the others go at least two quotation marks,
+    which the printed text has only of the one; only an escaped quotation mark could make up for them.
+    """
+    try:
+        raw = text.encode()
+        if raw == printed:
+            return raw[:1] in (b"{", b"[")
+        if raw[:1] not in (b"{", b"[") or b"\\u0022" in raw or raw.count(b'"') != printed.count(b'"'):
+            return False
+        if b"true" in raw or b"false" in raw or b"true" in printed or b"false" in printed:
+            return False
+        return bool(_exact(raw) == _exact(printed))
+    except _UNREADABLE:
+        return False
 
 
 def string_in(member: msgspec.Raw) -> str | None:

@@ -16,7 +16,7 @@ from iceburg.verification.definitions import compare_collections, compare_defini
 from iceburg.verification.expected import Expectation, expect
 from iceburg.verification.report import RecallVerification, RecordDifference
 from iceburg.verification.scope import Scope
-from iceburg.verification.soundness import Soundness, SoundnessTask, run_soundness
+from iceburg.verification.soundness import Soundness, plan_soundness, run_soundness
 from iceburg.verification.structure import Finding, StructureCheck
 
 
@@ -128,10 +128,8 @@ def check_soundness(scope: Scope, structure: Structure) -> Soundness:
     scope.listener.phase("looking through the indexes")
     whole = Soundness()
     found: list[Soundness] = []
-    # Few tasks: each makes the extension and takes it back, where it is not there.
-    jobs = scope.options.jobs
-    tasks = [SoundnessTask(tuple(part)) for part in (tables[start::jobs] for start in range(jobs)) if part]
-    for outcome in scope.workers.run(run_soundness, tasks[:1] if not _has_amcheck(scope) else tasks):
+    tasks = plan_soundness(scope.connection, tables, scope.options.jobs)
+    for outcome in scope.workers.run(run_soundness, tasks):
         if outcome.error is not None:
             raise outcome.error
         found.append(outcome.result)
@@ -142,10 +140,6 @@ def check_soundness(scope: Scope, structure: Structure) -> Soundness:
         why_not=next((one.why_not for one in found if one.why_not), ""),
         unsound=tuple(place for one in found for place in one.unsound),
     )
-
-
-def _has_amcheck(scope: Scope) -> bool:
-    return scope.connection.execute("SELECT FROM pg_extension WHERE extname = 'amcheck'").fetchone() is not None
 
 
 def ask_questions(scope: Scope, datasets: Sequence[Dataset], kept: dict[int, tuple[int, int]], dsn: str) -> Answered:
