@@ -175,6 +175,10 @@ def test_a_plain_record_matches(connection: psycopg.Connection) -> None:
     for record in (
         (1, "e1", "Łukasz", "person", "s", '{"a": ["\\u0141"], "b": true}', '["pa"]', "", "2024-01-01 12:00:00", "m"),
         (2, "e2", *empty),
+        *(
+            (3, "e3", "Ann", "person", "s", None, None, None, time, None)
+            for time in ("0001-01-01 00:00:00", "1999-12-31 23:59:59", "2000-01-01 00:00:00", "9999-12-31 23:59:59")
+        ),
     ):
         with connection.transaction(force_rollback=True):
             target.copy(connection, target.render([mapping.convert(record)[0]]))

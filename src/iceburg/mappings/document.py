@@ -95,13 +95,29 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 @lru_cache(maxsize=8192)
+def _date(day: int) -> str:
+    """Write a day, counted from 2000-01-01, and the space after it."""
+    return (_EPOCH + timedelta(days=day)).isoformat(" ")[:11]
+
+
+@lru_cache(maxsize=86_400)
+def _time_of_day(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).isoformat(" ")[11:]
+
+
 def _written(times: bytes) -> str | None:
     """Return as text the first of the times that a row ends with; None if they are none that a text is of."""
     if len(times) != 32:
         return None
     kind, size, value = _time(times)
+    if (kind, size) != (_TIMESTAMP, 8):
+        return None
+    seconds, fraction = divmod(value, 1_000_000)
     try:
-        return (_EPOCH + value * _MICROSECOND).isoformat(" ") if (kind, size) == (_TIMESTAMP, 8) else None
+        if fraction:
+            return str(_EPOCH + value * _MICROSECOND)
+        # From its parts, of which there are far fewer than there are times.
+        return _date(seconds // 86_400) + _time_of_day(seconds % 86_400)
     except OverflowError:
         return None
 
