@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -24,6 +24,11 @@ _TOO_LONG: Final = "a value is too long for an index"
 _NUMBER: Final = re.compile(r"\A\s*[+-]?\d+(\.\d+)?([eE][+-]?\d+)?\s*\Z")
 _STRING: Final = re.compile(r"\A\s*'((?:[^']|'')*)'\s*\Z")
 _QUOTED: Final = re.compile(r'\A\s*"((?:[^"]|"")*)"\s*\Z')
+_REFERRING: Final[LiteralString] = """
+SELECT n.nspname, r.relname, c.conname FROM pg_constraint c
+JOIN pg_class r ON r.oid = c.conrelid JOIN pg_namespace n ON n.oid = r.relnamespace
+WHERE c.contype = 'f' AND c.confrelid = to_regclass(format('%%I.%%I', %s::text, %s::text))
+"""
 # What SQLite's CURRENT_... write into a text column: UTC, to the second.
 _NOW: Final = {
     "CURRENT_TIMESTAMP": "YYYY-MM-DD HH24:MI:SS",
@@ -98,11 +103,24 @@ def _columns(definition: dict[str, Any], columns: list[str]) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(target) for target in targets if target is not None)
 
 
-def loosen(connection: psycopg.Connection, dataset: Dataset) -> None:
+def loosen(connection: psycopg.Connection, dataset: Dataset, *, referring: bool = False) -> None:
     """Remove foreign keys and unique constraints beside the key, which rows on their way may break for a while.
 
     They are made again by `complete_table`.
+
+    Parameters
+    ----------
+    connection, dataset
+        Of which table.
+    referring
+        Remove the foreign keys of other tables that refer to this one, too.
     """
+    if referring:
+        place = (dataset.target_schema, dataset.target_table)
+        for schema, table, name in connection.execute(_REFERRING, place).fetchall():
+            connection.execute(
+                sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(sql.Identifier(schema, table), sql.Identifier(name))
+            )
     rows = connection.execute(
         "SELECT conname FROM pg_constraint WHERE conrelid = to_regclass(format('%%I.%%I', %s::text, %s::text))"
         " AND contype IN ('f', 'u')",

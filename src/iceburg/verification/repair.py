@@ -71,7 +71,7 @@ def run_repair(context: Context, task: RepairTask) -> list[Repair]:
         Ledger(connection, context.names).check_fence(task.fence)
         for dataset in task.datasets:
             if dataset.definition["mapping"] == "table":
-                loosen(connection, dataset)
+                loosen(connection, dataset, referring=True)
         for dataset in task.datasets:
             found += _DatasetRepair(context, task, dataset).run()
     return found
