@@ -8,34 +8,37 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from iceburg.adoption_view import Adoption, render_adoption
-from iceburg.database.embedded import ServerStatus
 from iceburg.final_view import render_final
 from iceburg.follow_view import render_follow
 from iceburg.gate_view import render_cutover, render_mismatches, render_watch
 from iceburg.inspection_view import render_inspection
-from iceburg.log_view import Logs, render_logs
-from iceburg.migration.build_progress import Build
-from iceburg.migration.final_report import FinalReport
-from iceburg.migration.follow_report import FollowReport, FollowStatus
-from iceburg.migration.inspection import Inspection
-from iceburg.migration.report import MigrationReport
-from iceburg.migration.restore_report import RollbackReport
-from iceburg.migration.status import Status
-from iceburg.migration.worker import Advance
-from iceburg.monitoring.cutover import CutoverReport
-from iceburg.monitoring.watch_report import WatchReport
-from iceburg.monitoring.window import SeenMismatch
+from iceburg.log_view import render_logs
 from iceburg.rollback_view import render_rollback
-from iceburg.verification.consistency_report import ConsistencyReport
-from iceburg.verification.report import RecordDifference, VerificationReport
+
+if TYPE_CHECKING:
+    from iceburg.adoption_view import Adoption
+    from iceburg.database.embedded import ServerStatus
+    from iceburg.log_view import Logs
+    from iceburg.migration.build_progress import Build
+    from iceburg.migration.final_report import FinalReport
+    from iceburg.migration.follow_report import FollowReport, FollowStatus
+    from iceburg.migration.inspection import Inspection
+    from iceburg.migration.report import MigrationReport
+    from iceburg.migration.restore_report import RollbackReport
+    from iceburg.migration.status import Status
+    from iceburg.migration.worker import Advance
+    from iceburg.monitoring.cutover import CutoverReport
+    from iceburg.monitoring.watch_report import WatchReport
+    from iceburg.monitoring.window import SeenMismatch
+    from iceburg.verification.consistency_report import ConsistencyReport
+    from iceburg.verification.report import RecordDifference, VerificationReport
 
 _PLAIN_INTERVAL: Final = 5.0
 # Of an answer only its beginning is shown: the document and the page have more.
@@ -403,6 +406,8 @@ def show_inspection(inspection: Inspection) -> None:
 
 def show_adoption(adoption: Adoption) -> None:
     """Print what was taken over."""
+    from iceburg.adoption_view import render_adoption  # what it shows takes numpy along
+
     render_adoption(_printer(), adoption, _table)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from iceburg.migration.final_report import FinalReport
+if TYPE_CHECKING:
+    from iceburg.migration.final_report import FinalReport
 
 
 def render_final(console: Console, report: FinalReport, new_table: Callable[..., Table]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
 
-from iceburg.migration.follow_report import FollowReport, FollowStatus
+if TYPE_CHECKING:
+    from iceburg.migration.follow_report import FollowReport, FollowStatus
 
 _PLAIN_INTERVAL: Final = 5.0
 

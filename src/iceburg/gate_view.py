@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from iceburg.monitoring.cutover import CutoverReport
-from iceburg.monitoring.gate import Condition
-from iceburg.monitoring.watch_report import WatchReport
-from iceburg.monitoring.window import SeenMismatch, Window
+if TYPE_CHECKING:
+    from iceburg.monitoring.cutover import CutoverReport
+    from iceburg.monitoring.gate import Condition
+    from iceburg.monitoring.watch_report import WatchReport
+    from iceburg.monitoring.window import SeenMismatch, Window
 
 _SIDES = {"embedded": "SQLite", "postgres": "PostgreSQL", "dual": "both"}
 

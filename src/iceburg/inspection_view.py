@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from iceburg.migration.inspection import InspectedStore, Inspection
+if TYPE_CHECKING:
+    from iceburg.migration.inspection import InspectedStore, Inspection
 
 
 def render_inspection(console: Console, inspection: Inspection, new_table: Callable[..., Table]) -> None:

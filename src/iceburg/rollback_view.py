@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from iceburg.migration.restore_report import RollbackReport
+if TYPE_CHECKING:
+    from iceburg.migration.restore_report import RollbackReport
 
 
 def render_rollback(console: Console, report: RollbackReport, make_table: Callable[..., Table]) -> None:

@@ -21,6 +21,7 @@ import typer
 from typer.testing import CliRunner
 
 from iceburg import cli, config, log_view
+from iceburg.cli.application import app
 from iceburg.database import adoption, arming
 from iceburg.database.embedded import ServerStatus
 from iceburg.database.embedded_databases import EmbeddedDatabase
@@ -51,6 +52,8 @@ _ROOMS = ("", "cli", "sources", "mappings", "database", "migration", "verificati
 
 # What the program says
 
+cli.load()
+
 
 def commands() -> dict[tuple[str, ...], Any]:
     """Return every command, groups included, by its path."""
@@ -60,7 +63,20 @@ def commands() -> dict[tuple[str, ...], Any]:
         for name, inner in getattr(command, "commands", {}).items():
             yield from walk((*path, name), inner)
 
-    return dict(walk((), typer.main.get_command(cli.app)))
+    return dict(walk((), typer.main.get_command(app)))
+
+
+def test_each_command_is_known_with_the_module_that_defines_it() -> None:
+    """Only that module is loaded, so that a command starts quickly."""
+
+    def modules(command: Any) -> set[str]:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            return {command.callback.__module__.removeprefix("iceburg.cli.")}
+        return set().union(*map(modules, inner.values()))
+
+    found = {path[0]: modules(command) for path, command in commands().items() if len(path) == 1}
+    assert found == {name: {module} for name, module in cli.COMMANDS.items()}
 
 
 def options(command: Any) -> list[str]:
@@ -70,9 +86,7 @@ def options(command: Any) -> list[str]:
 
 def help_text(path: tuple[str, ...]) -> str:
     """Return what ``--help`` prints, in a fixed width and free of what depends on the machine."""
-    result = CliRunner().invoke(
-        cli.app, [*path, "--help"], prog_name="iceburg-db", env={"COLUMNS": "100", "NO_COLOR": "1"}
-    )
+    result = CliRunner().invoke(app, [*path, "--help"], prog_name="iceburg-db", env={"COLUMNS": "100", "NO_COLOR": "1"})
     assert result.exit_code == 0, result.output
     # The number of processors is the machine's.
     return re.sub(r"\[default: \d(; 1<=x<=64\])", r"[default: N\1", result.output).strip()
