@@ -157,10 +157,16 @@ def settle(server: str) -> None:
     os.sync()
 
 
-def fresh_database(server: str, name: str) -> str:
-    """Create a database anew and return its DSN."""
+def drop_database(server: str, name: str) -> None:
+    """Drop a database: the server would vacuum its tables while the next measurement runs."""
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def fresh_database(server: str, name: str) -> str:
+    """Create a database anew and return its DSN."""
+    drop_database(server, name)
+    with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
     return make_conninfo(server, dbname=name)
 
@@ -196,6 +202,7 @@ def main() -> None:
         raw = fresh_database(admin, "bench_raw")
         settle(admin)
         copied, indexed = raw_copy(raw, rendered)
+        drop_database(admin, "bench_raw")
         for _, path, _ in rendered:
             path.unlink()
         dsn = fresh_database(admin, "bench_migrate")
