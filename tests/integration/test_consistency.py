@@ -721,5 +721,18 @@ def test_the_command(installation: Installation) -> None:
         assert word in outcome.stdout
     with contextlib.suppress(ValueError):
         raise AssertionError(json.loads(outcome.stdout))
+    # Each number stands below its word; both end at the same place.
+    header, row = (line for line in outcome.stdout.splitlines() if line.startswith(("dataset ", "m.db/plain ")))
+    dataset = next(entry for entry in found["datasets"] if entry["dataset"] == "m.db/plain")
+    for word, number in (
+        ("source rows", dataset["source_rows"]),
+        ("target rows", dataset["target_rows"]),
+        ("quarantined", dataset["quarantined_rows"]),
+        ("compared", dataset["compared_rows"]),
+        ("differences", 1),
+        ("unsettled", 0),
+    ):
+        end = header.index(word) + len(word)
+        assert row[:end].endswith(f" {number:,}"), (word, header, row)
     narrowed = run_program("check", installation.data_dir, "--dsn", installation.dsn, "--sqlite", "none*")
     assert narrowed.returncode == 2

@@ -9,6 +9,7 @@ from iceburg.database.adoption import Adopted, NotAdopted, adopt_collections
 from iceburg.database.layout import Layout
 from iceburg.database.sqlite_adapter import SqliteAdapter
 from iceburg.errors import UsageError
+from iceburg.progress_view import ProgressView
 from iceburg.sources.discovery import discover
 
 
@@ -18,7 +19,7 @@ def adopt(data_dir: DataDir, chroma: Chroma = None, exclude: Exclude = None, as_
     """Take the collections of Chroma directories into vectors.db, which the unified layer reads. Each once."""
     layout = Layout.of(data_dir)
     found: list[Adopted | NotAdopted] = []
-    with stoppable() as stop, console.ProgressView() as view:
+    with stoppable() as stop, ProgressView() as view:
         stores = discover(data_dir, chroma=chroma or ["**"], exclude=exclude or ())
         if not stores:
             raise UsageError("No Chroma directory was found.", where=str(data_dir), hint="Is it the right directory?")

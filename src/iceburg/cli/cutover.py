@@ -49,6 +49,7 @@ from iceburg.monitoring.gate import Limits
 from iceburg.monitoring.probe import Probe
 from iceburg.monitoring.quarantine import accept_quarantine
 from iceburg.monitoring.window import last_mismatches
+from iceburg.progress_view import ProgressView
 from iceburg.records import Store
 from iceburg.verification.consistency_report import ConsistencyReport
 
@@ -136,7 +137,7 @@ def _back(data_dir: Path, dsn: str | None, names: SchemaNames, rediscover: Calla
     def opened() -> psycopg.Connection:
         return connect(find_target(dsn, data_dir).dsn, autocommit=True)
 
-    with stoppable() as stop, console.ProgressView() as view:
+    with stoppable() as stop, ProgressView() as view:
 
         def verify() -> ConsistencyReport:
             return checking(find_target(dsn, data_dir), names, rediscover, view, stop)()

@@ -27,6 +27,7 @@ from iceburg.database.schema import schema_names
 from iceburg.migration.final_report import Verified
 from iceburg.migration.finalizer import DEFAULT_HOURS, Finalizer
 from iceburg.monitoring.watches import verdict_of
+from iceburg.progress_view import ProgressView
 from iceburg.records import Store
 from iceburg.verification.consistency import ConsistencyCheck
 
@@ -58,7 +59,7 @@ def finalize(
 ) -> int:
     """End dual write: compare a last time, fence and archive the files; PostgreSQL alone is written from then on."""
     names = schema_names(schema)
-    with stoppable() as stop, console.ProgressView() as view:
+    with stoppable() as stop, ProgressView() as view:
         target = find_target(dsn, data_dir)
 
         def verify(stores: Sequence[Store], *, narrowed: bool) -> Verified:

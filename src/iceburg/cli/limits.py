@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from iceburg import console
 from iceburg.cli.application import Stop
 from iceburg.database.connection import Target
 from iceburg.database.schema import SchemaNames
 from iceburg.monitoring.gate import Limits
+from iceburg.progress_view import ProgressView
 from iceburg.records import Store
 from iceburg.verification.consistency import ConsistencyCheck
 from iceburg.verification.consistency_report import ConsistencyReport
@@ -49,7 +49,7 @@ def checking(
     target: Target,
     names: SchemaNames,
     rediscover: Callable[[], list[Store]],
-    view: console.ProgressView,
+    view: ProgressView,
     stop: Stop,
     *,
     narrowed: bool = False,

@@ -51,6 +51,7 @@ from iceburg.migration.restore import RestoreOptions
 from iceburg.migration.run import Options
 from iceburg.migration.status import read_status
 from iceburg.migration.throttle import DEFAULT_LIMIT
+from iceburg.progress_view import ProgressView
 from iceburg.records import Store
 from iceburg.sources.discovery import discover
 
@@ -58,7 +59,7 @@ from iceburg.sources.discovery import discover
 def _migrate(
     target: Target, data_dir: Path, stores: list[Store], schema: str | None, options: Options, stop: Stop
 ) -> MigrationReport:
-    with console.ProgressView() as view:
+    with ProgressView() as view:
         return Migrator(target, data_dir, stores, schema_names(schema), options, view, stop).run()
 
 
@@ -70,7 +71,7 @@ def _migrate_live(
     options: Options,
     stop: Stop,
 ) -> MigrationReport:
-    with console.ProgressView() as view:
+    with ProgressView() as view:
         names = schema_names(schema)
         return LiveMigrator(target, data_dir, rediscover(), names, options, view, stop, rediscover).run()
 
@@ -131,7 +132,7 @@ def inspect(
 ) -> int:
     """Say what is there, what it will become, and what PostgreSQL cannot hold. Writes nothing."""
     stores, _ = find_stores(data_dir, sqlite, chroma, jsonl, exclude)
-    with stoppable() as stop, console.ProgressView() as view:
+    with stoppable() as stop, ProgressView() as view:
         found = inspect_stores(stores, schema_names(schema), on_phase=view.phase, stop_if_asked=stop.check)
     if as_json:
         console.print_json(found.to_json())

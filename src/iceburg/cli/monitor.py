@@ -47,6 +47,7 @@ from iceburg.monitoring.gate import Limits
 from iceburg.monitoring.monitor import Monitor
 from iceburg.monitoring.probe import Probe
 from iceburg.monitoring.watch_report import Plan, WatchReport
+from iceburg.progress_view import ProgressView
 from iceburg.records import Store
 
 _PLAN = Plan()
@@ -115,7 +116,7 @@ def monitor(
     with stoppable(words) as stop, ExitStack() as stack:
         rediscover()
         target = find_target(dsn, data_dir)
-        view = console.ProgressView()
+        view = ProgressView()
         asked = Probe(Layout.of(data_dir), target.dsn, names, seed=seed) if probe else None
         if asked is not None:
             stack.enter_context(asked)

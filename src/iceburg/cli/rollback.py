@@ -36,6 +36,7 @@ from iceburg.migration.in_place import InPlace, InPlaceOptions
 from iceburg.migration.restore import RestoreOptions, Restorer
 from iceburg.migration.restore_plan import choosing
 from iceburg.migration.restore_report import RollbackReport
+from iceburg.progress_view import ProgressView
 from iceburg.verification.restored import run_restored_check
 
 
@@ -43,7 +44,7 @@ def run_restorer(
     target: Target, data_dir: Path, out_dir: Path, schema: str | None, options: RestoreOptions, stop: Stop
 ) -> RollbackReport:
     """Run a rollback into a directory, showing its progress."""
-    with console.ProgressView() as view:
+    with ProgressView() as view:
         return Restorer(target, data_dir, out_dir, schema_names(schema), options, view, stop, run_restored_check).run()
 
 
@@ -93,7 +94,7 @@ def rollback(
         wanted = choosing(sqlite or (), chroma or (), jsonl or (), exclude or ())
         if out_dir is None:
             in_place_options = InPlaceOptions(dry_run=dry_run, remove_many=remove_many, wanted=wanted)
-            with console.ProgressView() as view:
+            with ProgressView() as view:
                 report = InPlace(target, data_dir, schema_names(schema), in_place_options, view, stop).run()
         else:
             options = RestoreOptions(jobs, limit, chroma_python, not no_chromadb, wanted)

@@ -31,6 +31,7 @@ from iceburg.cli.application import (
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
 from iceburg.errors import UsageError
+from iceburg.progress_view import ProgressView
 from iceburg.records import Store
 from iceburg.verification.consistency import ConsistencyCheck
 from iceburg.verification.recorded_check import run_recorded
@@ -54,7 +55,7 @@ def run_verifier(
     seed: int = 0,
 ) -> VerificationReport:
     """Run a verification, showing its progress."""
-    with console.ProgressView() as view:
+    with ProgressView() as view:
         return Verifier(
             target,
             stores,
@@ -147,7 +148,7 @@ def check(
 
         stores, narrowed = find_stores(data_dir, sqlite, chroma, jsonl, exclude)
         target = find_target(dsn, data_dir)
-        with console.ProgressView() as view:
+        with ProgressView() as view:
             check = ConsistencyCheck(
                 target,
                 stores,
