@@ -36,8 +36,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 5])
-@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize(("jobs", "installed"), [(1, False), (2, False), (5, False), (2, True)])
 def test_all_indexes_are_looked_through(data: Path, database: str, jobs: int, installed: bool) -> None:
     migrate_complete(database, data)
     if installed:
