@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from iceburg.database.chroma_applier import ChromaApplier
@@ -29,13 +27,6 @@ NAMES = schema_names(None)
 @pytest.fixture(scope="module")
 def moments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack("following", tmp_path_factory.mktemp("following"))
-
-
-@pytest.fixture
-def connection(database: str) -> Iterator[psycopg.Connection]:
-    with closing(connect(database, autocommit=True)) as found:
-        prepare_loaders(found)
-        yield found
 
 
 @pytest.fixture(params=VERSIONS)

@@ -22,6 +22,7 @@ from iceburg.database.measurements import Batch, Measurements
 from iceburg.database.recorder import sum_up, write_batch
 from iceburg.database.schema import schema_names
 from iceburg.database.unified_db import UnifiedDatabase
+from iceburg.migration.worker import StoppedError
 from iceburg.monitoring.gate import NAMES as CONDITIONS
 from iceburg.monitoring.gate import evaluate
 from iceburg.monitoring.quarantine import accept_quarantine
@@ -260,6 +261,14 @@ def newcomers(world: World) -> Iterator[World]:
 def test_the_gate_waits_for_what_a_follower_is_about_to_take_in(newcomers: World) -> None:
     assert not newcomers.conditions()["complete"].held
     assert newcomers.conditions(taken_in=60)["complete"].held
+
+
+def test_whoever_waits_at_the_gate_can_be_stopped(newcomers: World) -> None:
+    def pause(seconds: float) -> None:
+        raise StoppedError
+
+    with connect(newcomers.dsn, autocommit=True) as connection, pytest.raises(StoppedError):
+        evaluate(connection, NAMES, newcomers.discover, LIMITS, pause=pause)
 
 
 def test_a_check_waits_for_what_a_follower_is_about_to_take_in(newcomers: World) -> None:

@@ -137,15 +137,12 @@ def test_what_is_surely_the_same_is_the_same(
         ('"x"', '"x"'),
         ("1", "1"),
         ("", '""'),
-        ("{", "{"),
-        ("[NaN]", "[NaN]"),
-        ("[" * 2000, "[" * 2000),
         ('["\udcff"]', '["\ufffd"]'),
     ],
 )
 def test_what_may_differ_is_not_surely_the_same(text: str, there: str) -> None:
     """Some of these are the same all the same: what is neither an object nor a list is doubtful."""
-    assert not is_surely_same(text, there.encode()) or text == there
+    assert not is_surely_same(text, there.encode())
 
 
 @pytest.mark.parametrize(
@@ -153,11 +150,11 @@ def test_what_may_differ_is_not_surely_the_same(text: str, there: str) -> None:
     [
         '{"name": ["\\u0141ukasz"], "alias": [], "notes": ["\\u2014 \\"a\\" \\\\ b\\n"], "share": 48.4, "n": {"z": 1}}',
         '["pa", "ch"]',
-        '{"x":1e16,"y":-12}',
+        '{"x":1.5,"y":-12}',
         "{}",
         "[]",
     ],
 )
 def test_most_documents_are_surely_the_same(connection: psycopg.Connection, text: str) -> None:
     (printed,) = through_jsonb(connection, [text])
-    assert is_surely_same(text, printed.encode()) or "e16" in text
+    assert is_surely_same(text, printed.encode())

@@ -1,6 +1,6 @@
 """The command ``iceburg-db``: one function a command, no logic of its own.
 
-Only the module of the command that is asked for is loaded: all of them take three times as long.
+Only the module of the command that is asked for is loaded: one that needs little starts in half the time of all.
 """
 
 from __future__ import annotations

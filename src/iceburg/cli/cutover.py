@@ -105,6 +105,11 @@ def cutover(
         excess=excess / 100,
     )
     with stoppable() as stop:
+
+        def pause(seconds: float) -> None:
+            stop.check()
+            time.sleep(seconds)
+
         rediscover()
         target = find_target(dsn, data_dir)
         with connect(target.dsn, autocommit=True) as connection:
@@ -119,7 +124,7 @@ def cutover(
                 stop.check()
                 # What was just asked counts, however long it took.
                 limits = replace(limits, window_hours=max(window, (time.monotonic() - began + 1) / 3600))
-            report = cut_over(connection, names, rediscover, settings, limits, dry_run=dry_run)
+            report = cut_over(connection, names, rediscover, settings, limits, dry_run=dry_run, pause=pause)
     return _shown(report, as_json)
 
 

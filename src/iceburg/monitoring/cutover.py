@@ -7,6 +7,7 @@ turns the flag off before anything else is looked at, and needs no PostgreSQL fo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -117,6 +118,7 @@ def cut_over(
     limits: Limits,
     *,
     dry_run: bool = False,
+    pause: Callable[[float], None] = time.sleep,
 ) -> CutoverReport:
     """Evaluate the gate, and if every condition holds move the phase and turn the flag on.
 
@@ -132,6 +134,8 @@ def cut_over(
         What is asked for.
     dry_run
         Change nothing.
+    pause
+        As for `evaluate`: what it raises ends this before anything is changed.
 
     Raises
     ------
@@ -146,7 +150,7 @@ def cut_over(
     hint = "`iceburg-db migrate --live` leads from embedded and copying to following."
     state = require_phase(connection, names, "cutover", Phase.FOLLOWING, Phase.DUAL, hint=hint)
     since = server_time(connection) - timedelta(hours=limits.window_hours)
-    conditions = evaluate(connection, names, discover, limits, since=since)
+    conditions = evaluate(connection, names, discover, limits, since=since, pause=pause)
     window = read_window(connection, names, since)
     held, on = all(condition.held for condition in conditions), bool(Flag(settings))
     path = settings.flag_file

@@ -122,6 +122,7 @@ def evaluate(
     *,
     since: datetime | None = None,
     taken_in: float = TAKEN_IN,
+    pause: Callable[[float], None] = time.sleep,
 ) -> tuple[Condition, ...]:
     """Evaluate every condition.
 
@@ -137,6 +138,8 @@ def evaluate(
         From when on measurements count, if not `Limits.window_hours` ago.
     taken_in
         Seconds to wait for a follower that lives to take in stores that have just been made.
+    pause
+        Called with seconds between two looks; may raise what ends the waiting.
 
     Returns
     -------
@@ -155,9 +158,9 @@ def evaluate(
     now = server_time(connection)
     window = read_window(connection, names, since or now - timedelta(hours=limits.window_hours))
     return (
-        _complete(connection, names, known, stores, taken_in),
+        _complete(connection, names, known, stores, taken_in, pause),
         _verified(connection, names, limits),
-        _in_step(connection, names, stores, limits),
+        _in_step(connection, names, stores, limits, pause),
         _alive(read_heartbeat(connection, names), layer_processes(connection, names)),
         _quarantine(connection, names),
         _mismatches(window, limits),
@@ -172,6 +175,7 @@ def _complete(
     known: Sequence[Source],
     stores: Sequence[Store],
     taken_in: float,
+    pause: Callable[[float], None],
 ) -> Condition:
     """See that every store is in PostgreSQL, at once or after a moment: whoever rotates logs makes one now and then."""
     by_name = {store.name: store for store in stores}
@@ -190,7 +194,7 @@ def _complete(
         heartbeat = read_heartbeat(connection, names) if is_on_its_way else None
         if heartbeat is None or not heartbeat.is_following or time.monotonic() > deadline:
             break
-        time.sleep(_LOOK_AGAIN)
+        pause(_LOOK_AGAIN)
     return Condition(
         "complete",
         "the migration is complete",
@@ -231,7 +235,13 @@ def _verified(connection: psycopg.Connection, names: SchemaNames, limits: Limits
     )
 
 
-def _in_step(connection: psycopg.Connection, names: SchemaNames, stores: Sequence[Store], limits: Limits) -> Condition:
+def _in_step(
+    connection: psycopg.Connection,
+    names: SchemaNames,
+    stores: Sequence[Store],
+    limits: Limits,
+    pause: Callable[[float], None],
+) -> Condition:
     """See that what is logged now is in PostgreSQL, at once or after a moment: writes are always on their way."""
     waited, started = False, time.monotonic()
     wanted: dict[str, tuple[str | None, int]] = {}
@@ -249,7 +259,7 @@ def _in_step(connection: psycopg.Connection, names: SchemaNames, stores: Sequenc
         if not pending or took > limits.patience:
             break
         waited = True
-        time.sleep(_POLL)
+        pause(_POLL)
     late = [f"{name}: {count:,} pending" for name, count in sorted(pending.items())]
     caught_up = f", caught up within {took:.2f} s" if waited else ""
     return Condition(

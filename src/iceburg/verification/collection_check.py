@@ -18,6 +18,7 @@ from typing import Final
 from iceburg.database.catalogue import Dataset
 from iceburg.database.chroma_applier import read_structure
 from iceburg.database.positions import Position
+from iceburg.errors import SourceError
 from iceburg.mappings.identity import is_key_text, key_text
 from iceburg.mappings.mapping import Row
 from iceburg.records import ChromaRecord, decode_key
@@ -91,6 +92,10 @@ class CollectionCheck:
             self._find_surplus_kept()
             self._count()
             self._require_same()
+        except SourceError as error:
+            if self._collection not in {collection.id for collection in self._directory.collections()}:
+                raise RedefinedError from error
+            raise
         finally:
             self._target.end_seen()
 
@@ -101,7 +106,8 @@ class CollectionCheck:
             in_flight = self._judge(self._target.look(batch.records), before)
             self._account.compared += len(batch.records) - len(in_flight)
             suspects |= {record.id for record in batch.records if _text(record.id) in in_flight}
-            self._target.add_seen([self._target.mapping.row_key(record) for record in batch.records])  # type: ignore[misc]
+            keys = [self._target.mapping.row_key(record) for record in batch.records]
+            self._target.add_seen([key for key in keys if key is not None])
             self._advance(len(batch.records))
             before = read_mark(self._directory, self._collection)
         self._settle(suspects)

@@ -298,11 +298,9 @@ class ConsistencyCheck:
                         partial(dataset_of, collection.id),
                         partial(self._advance, dataset),
                     ).run()
-                except (RedefinedError, SourceError) as error:
+                except RedefinedError:
                     del self._accounts[dataset.name]
-                    if collection.id in {found.id for found in directory.collections()}:
-                        raise
-                    raise RedefinedError from error
+                    raise
             if directory.collections() != collections:
                 # There may be some that were not there before; those that were compared are not gone through again.
                 raise RedefinedError
