@@ -41,7 +41,11 @@ def load(arguments: Sequence[str] = ()) -> None:
 
 def main() -> None:
     """Entry point of ``iceburg-db``."""
-    from iceburg.cli.application import app
+    try:
+        from iceburg.cli.application import app
 
-    load(sys.argv[1:])
+        load(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped before anything was begun. Run the same command again.\n")
+        sys.exit(130)
     app(prog_name="iceburg-db")
