@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from contextlib import closing
@@ -74,6 +75,23 @@ def test_a_journal_is_seen(tmp_path: Path) -> None:
     first = fingerprint(store("sqlite", path))
     (tmp_path / "a.db-journal").write_bytes(b"x")
     assert fingerprint(store("sqlite", path)) != first
+
+
+@pytest.mark.parametrize("mode", ["TRUNCATE", "PERSIST"])
+def test_a_journal_that_a_writer_left_behind_is_no_change(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "a.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode = {mode}")
+        connection.execute("CREATE TABLE t (v)")
+        journal = tmp_path / "a.db-journal"
+        assert journal.exists()
+        first = fingerprint(store("sqlite", path))
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("PRAGMA cache_size = 1")
+        connection.executemany("INSERT INTO t VALUES (?)", (("x" * 1_000,) for _ in range(100)))
+        assert fingerprint(store("sqlite", path)) != first
+    journal.unlink(missing_ok=True)
+    assert json.loads(fingerprint(store("sqlite", path)))["journal"] == json.loads(first)["journal"]
 
 
 def test_jsonl(tmp_path: Path) -> None:

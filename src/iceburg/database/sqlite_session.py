@@ -26,6 +26,8 @@ Companion: TypeAlias = Callable[[sqlite3.Connection], Callable[[bool], None] | N
 
 _ATTEMPTS: Final = 5  # at a file that is replaced while we open it
 _STATEMENTS: Final = 256
+# Of a journal that is kept, after a transaction that was larger; bytes.
+_JOURNAL: Final = 1 << 20
 # A file is made by opening it, and closing any descriptor of a file gives up the locks of the whole process on it.
 _making: Final = threading.Lock()
 
@@ -179,8 +181,11 @@ class SqliteSession:
         self._refuse_nested()
         self._refusal = "the session is closed"
         with fork_guard.active():
+            tidy = True
             for opened in self._all():
                 with opened.lock:
+                    if tidy and opened.identity == self._identity():
+                        tidy = not _remove_journal(opened.connection)
                     self._discard(opened)
 
     @contextmanager
@@ -307,8 +312,13 @@ class SqliteSession:
     def _set_up(self, connection: sqlite3.Connection) -> None:
         if self._prepare is not None:
             self._prepare(connection)
-        # The journal mode is the file's own: TRUNCATE and PERSIST, too, cost one sync more than DELETE does.
         connection.execute("PRAGMA synchronous = FULL")
+        if connection.execute("PRAGMA journal_mode").fetchone() == ("delete",):
+            # Of this connection only; others go on in their own mode beside it. In DELETE the end of a commit, the
+            # journal's removal, is not synced (https://www.sqlite.org/pragma.html#pragma_synchronous), and a loss of
+            # power may take back what was acknowledged; in PERSIST it is. Nor has a file to be made each time.
+            connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL}")
+            connection.execute("PRAGMA journal_mode = PERSIST")
         if self._tables and not self._tables <= _tables(connection):
             connection.executescript(f"BEGIN IMMEDIATE;\n{self._schema};\nCOMMIT")
 
@@ -405,6 +415,17 @@ def fetch_all(connection: sqlite3.Connection, sql: str, parameters: Parameters =
         finally:
             connection.text_factory = str
     return [column[0] for column in cursor.description], rows
+
+
+def _remove_journal(connection: sqlite3.Connection) -> bool:
+    """Have SQLite remove a journal that is kept and has nothing in it; return whether it is gone, or never was kept."""
+    try:
+        connection.execute("PRAGMA busy_timeout = 0")
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("persist",):
+            return True
+        return connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
+    except sqlite3.Error:
+        return False  # somebody writes, and needs it, or cannot be asked: what stays is without meaning
 
 
 def _tables(connection: sqlite3.Connection) -> frozenset[str]:

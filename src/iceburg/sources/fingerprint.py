@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from iceburg.records import Store
-from iceburg.sources.peek import read_database
+from iceburg.sources.peek import journal_is_live, read_database
 from iceburg.sources.sqlite_header import HEADER_SIZE, parse_header
 
 _Facts: TypeAlias = dict[str, Any]
@@ -69,10 +69,16 @@ def _sqlite(path: Path) -> _Facts:
         except OSError as error:
             log["unreadable"] = error.strerror
         facts["wal"] = log
-    journal = _file(path.with_name(path.name + "-journal"))
-    # A journal of no bytes is what a writer leaves behind that truncates it instead of deleting it.
-    facts["journal"] = journal if journal is not None and journal.get("size") != 0 else None
+    facts["journal"] = _journal(path)
     return facts
+
+
+def _journal(path: Path) -> _Facts | None:
+    # One that a writer left behind without anything in it comes and goes without any change of content.
+    try:
+        return _file(path.with_name(path.name + "-journal")) if journal_is_live(path) else None
+    except OSError as error:
+        return {"unreadable": error.strerror}
 
 
 def _jsonl(path: Path) -> _Facts:

@@ -97,6 +97,25 @@ def stamp(path: Path) -> tuple[object, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, head[24:]
 
 
+def journal_is_live(path: Path) -> bool:
+    """Tell whether the rollback journal of a database, if there is one, may hold pages of a transaction.
+
+    A writer in journal mode TRUNCATE leaves an empty one behind, one in PERSIST a journal whose header is zeroed; SQLite
+    takes both for none (https://www.sqlite.org/pragma.html#pragma_journal_mode).
+
+    Raises
+    ------
+    OSError
+        The journal cannot be read.
+    """
+    try:
+        # SQLite holds no locks on journals that closing this descriptor could drop.
+        with path.with_name(path.name + "-journal").open("rb") as file:
+            return file.read(1) not in (b"", b"\0")
+    except FileNotFoundError:
+        return False
+
+
 def copy_database(path: Path, to: BinaryIO) -> None:
     """Copy a SQLite database file, as it is on disk, without dropping this process's locks on it."""
     offset = 0

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from iceburg.sources.peek import SQLITE_MAGIC, read_database
+from iceburg.sources.peek import SQLITE_MAGIC, journal_is_live, read_database
 
 HEADER_SIZE = 100
 
@@ -98,10 +98,9 @@ def header_problem(path: Path) -> str | None:
 
 
 def _being_written(path: Path) -> bool:
-    for suffix in ("-wal", "-journal"):
-        try:
-            if path.with_name(path.name + suffix).stat().st_size:
-                return True
-        except FileNotFoundError:
-            continue
-    return False
+    try:
+        if path.with_name(path.name + "-wal").stat().st_size:
+            return True
+    except FileNotFoundError:
+        pass
+    return journal_is_live(path)
