@@ -240,14 +240,21 @@ MUTATIONS = (
         "        if target is None:\n"
         '            return self._timed(operation, "embedded", call, self.embedded)\n'
         "        started = time.perf_counter()\n"
-        "        with target.accompanied(source) as ahead:\n"
-        '            result = self._timed(operation, "embedded", call, self.embedded)\n',
+        "        if target.is_applied_later(source):\n"
+        '            result = self._timed(operation, "embedded", call, self.embedded)\n'
+        "            target.left.add(source)\n"
+        "        else:\n"
+        "            with target.accompanied(source) as ahead:\n"
+        '                result = self._timed(operation, "embedded", call, self.embedded)\n'
+        "            if not ahead.applied:\n"
+        "                self._apply(target, source)\n",
         "        started = time.perf_counter()\n"
         '        result = self._timed(operation, "embedded", call, self.embedded)\n'
         '        target = self._dual_target(source) if mode == "dual" else None\n'
         "        if target is None:\n"
         "            return result\n"
-        "        ahead = AheadOfCommit()\n",
+        "        if not target.is_applied_later(source):\n"
+        "            self._apply(target, source)\n",
         redundant="a file that had changed when it was armed is read whole, or migrated again; that is spared",
     ),
     Mutation(
@@ -264,18 +271,18 @@ MUTATIONS = (
         ("tests/integration/test_ahead_of_commit.py",),
     ),
     Mutation(
-        "the same, for a JSONL file",
-        "jsonl_telemetry.py",
-        "                end(durable)\n",
-        "                end(True)\n",
+        "what an interrupted write had begun is given up",
+        "synchroniser.py",
+        "            if found.job is not None:\n",
+        "            if False:\n",
         ("tests/integration/test_ahead_of_commit.py",),
     ),
     Mutation(
-        "what an interrupted write had begun is given up",
-        "synchroniser.py",
-        "            if found.begun is not None:\n",
-        "            if False:\n",
-        ("tests/integration/test_ahead_of_commit.py",),
+        "what is handed to the helper is done once, by whoever comes first",
+        "helper.py",
+        "        if not self._claim.acquire(blocking=False):\n            return\n",
+        "",
+        ("tests/unit/test_helper.py", "tests/integration/test_ahead_of_commit.py"),
     ),
     Mutation(
         "where a file stands is known only while its change counter is the same",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from iceburg.config import Settings
 from iceburg.database import Entity, UnifiedDatabase, synchroniser
 from iceburg.database.connection import connect
 from iceburg.database.sqlite_adapter import SqliteAdapter
+from iceburg.database.sqlite_session import SqliteSession
 from iceburg.database.synchroniser import Synchroniser
 from iceburg.database.uncommitted import Uncommitted
 from iceburg.errors import SourceBusyError, SourceError
@@ -34,7 +37,6 @@ def db(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
         for n in range(3):
             made.conversations.save("c", f"before {n}", "a")
             made.matrix.put(Entity("e", f"before {n}", "person"))
-            made.telemetry.append({"event_type": "before", "n": n})
         yield made
 
 
@@ -86,7 +88,6 @@ WRITES: dict[str, Callable[[UnifiedDatabase, int], Any]] = {
     "update": lambda db, n: db.conversations.update(1, {"user_message": f"changed {n}"}),
     "put a new one": lambda db, n: db.matrix.put(Entity(f"new {n}", "one", "person", properties={"n": n})),
     "put one over": lambda db, n: db.matrix.put(Entity("e", f"name {n}", "person")),
-    "append": lambda db, n: db.telemetry.append({"event_type": "x", "n": n}),
 }
 
 
@@ -110,7 +111,6 @@ def test_everything_applied_ahead_is_there(db: UnifiedDatabase, database: str) -
     assert names(database) == ["name 9", *["one"] * 5]
     assert rows(database, "SELECT count(*), max(metadata ->> 'n') FROM conversations") == [(13, "9")]
     assert rows(database, "SELECT query FROM conversations WHERE row_id = 1") == [("changed 9",)]
-    assert rows(database, "SELECT count(*) FROM telemetry") == [(13,)]
 
 
 def test_what_the_file_could_not_commit_is_not_in_postgresql(
@@ -149,32 +149,161 @@ def test_an_interrupted_write_is_on_neither_side(
     def interrupt() -> None:
         raise error
 
-    before = db.layout.telemetry.read_bytes()
-    with at_begin(monkeypatch, interrupt) as begun:
-        with pytest.raises(error):
-            db.matrix.put(Entity("e", "interrupted", "person"))
-        with pytest.raises(error):
-            db.telemetry.append({"event_type": "interrupted"})
-    assert begun == [True, True]
-    assert db.layout.telemetry.read_bytes() == before
+    with at_begin(monkeypatch, interrupt) as begun, pytest.raises(error):
+        db.matrix.put(Entity("e", "interrupted", "person"))
+    assert begun == [True]
     with closing(sqlite3.connect(db.layout.matrix)) as file:
         assert file.execute("SELECT name FROM entities").fetchall() == [("before 2",)]
     assert names(database) == ["before 2"]
     with counting(monkeypatch) as caught_up:
         db.matrix.put(Entity("e", "afterwards", "person"))
-        db.telemetry.append({"event_type": "afterwards"})
     assert caught_up == []
     db.close()
     assert names(database) == ["afterwards"]
-    assert rows(database, "SELECT event_type, count(*) FROM telemetry GROUP BY 1 ORDER BY 1") == [
-        ("afterwards", 1),
-        ("before", 3),
-    ]
+
+
+# With the helper
+
+
+@pytest.fixture
+def helped(db: UnifiedDatabase) -> Iterator[UnifiedDatabase]:
+    """The same, with the thread that works while the disk does."""
+    assert db._dual is not None
+    helper = db._dual.synchroniser._helper
+    helper.start()
+    yield db
+    helper.stop(10)
+
+
+def test_the_helper_has_it_begun(helped: UnifiedDatabase, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    begin = Uncommitted.begin.__func__  # type: ignore[attr-defined]
+
+    def noted(cls: type[Uncommitted], *given: Any) -> Uncommitted | None:
+        threads.append(threading.current_thread().name)
+        made: Uncommitted | None = begin(cls, *given)
+        return made
+
+    monkeypatch.setattr(Uncommitted, "begin", classmethod(noted))
+    # Long enough for the helper, however busy the machine is.
+    commit = SqliteSession._transaction
+
+    @contextmanager
+    def slow(self: SqliteSession, statement: str) -> Iterator[sqlite3.Connection]:
+        with commit(self, statement) as connection:
+            yield connection
+            deadline = time.monotonic() + 30
+            while statement == "BEGIN IMMEDIATE" and len(threads) <= done and time.monotonic() < deadline:
+                time.sleep(0.001)
+
+    monkeypatch.setattr(SqliteSession, "_transaction", slow)
+    with counting(monkeypatch) as caught_up:
+        for done in range(5):
+            helped.matrix.put(Entity("e", f"helped {done}", "person"))
+    assert threads == ["iceburg-helper"] * 5
+    assert caught_up == []
+    helped.close()
+    assert names(database) == ["helped 4"]
+
+
+def test_a_helper_that_does_not_come_to_it_is_not_waited_for(
+    helped: UnifiedDatabase, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert helped._dual is not None
+    busy, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        busy.set()
+        go_on.wait(60)
+
+    helped._dual.synchroniser._helper.hand_over(work)
+    assert busy.wait(30)
+    with counting(monkeypatch) as caught_up:
+        for n in range(5):
+            helped.matrix.put(Entity("e", f"alone {n}", "person"))
+    assert caught_up == []
+    settle(helped)
+    assert names(database) == ["alone 4"]
+    with at_begin(monkeypatch, _fail) as begun, pytest.raises(ZeroDivisionError):
+        helped.matrix.put(Entity("e", "refused", "person"))
+    assert begun == [True]
+    go_on.set()
+    helped.matrix.put(Entity("e", "afterwards", "person"))
+    helped.close()
+    assert names(database) == ["afterwards"]
+
+
+def _fail() -> None:
+    raise ZeroDivisionError
+
+
+def test_what_the_helper_has_begun_is_given_up_with_the_write(
+    helped: UnifiedDatabase, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert helped._dual is not None
+    synchroniser = helped._dual.synchroniser
+    begun = threading.Event()
+    begin = Synchroniser._begin
+
+    def noted(self: Synchroniser, *given: Any) -> Any:
+        found = begin(self, *given)
+        begun.set()
+        return found
+
+    def fail() -> None:
+        assert begun.wait(30)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Synchroniser, "_begin", noted)
+    with at_begin(monkeypatch, fail), pytest.raises(ZeroDivisionError):
+        helped.matrix.put(Entity("e", "refused", "person"))
+    assert synchroniser._locks["matrix.db"].acquire(blocking=False)
+    synchroniser._locks["matrix.db"].release()
+    helped.matrix.put(Entity("e", "afterwards", "person"))
+    helped.close()
+    assert names(database) == ["afterwards"]
+
+
+# Events
+
+
+def events(dsn: str) -> list[tuple[str, int]]:
+    return rows(dsn, "SELECT event_type, count(*) FROM telemetry GROUP BY 1 ORDER BY 1")
+
+
+def test_events_are_applied_by_whoever_reads_them(
+    db: UnifiedDatabase, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counting(monkeypatch) as caught_up:
+        for n in range(20):
+            db.telemetry.append({"event_type": "e", "n": n})
+    assert caught_up == []
+    assert events(database) == []
+    assert [event.data["n"] for event in db.telemetry.newest(limit=3)] == [19, 18, 17]
+    assert events(database) == [("e", 20)]
+
+
+def test_events_that_nobody_has_read_are_applied_at_the_end(db: UnifiedDatabase, database: str) -> None:
+    db.telemetry.append_many([{"event_type": "e", "n": n} for n in range(20)])
+    db.close()
+    assert events(database) == [("e", 20)]
+
+
+def test_events_that_nobody_has_read_are_applied_in_the_background(tmp_path: Path, database: str) -> None:
+    settings = Settings(data_dir=tmp_path, use_postgres=True, database_url=SecretStr(database))
+    with UnifiedDatabase(settings) as db:
+        db.matrix.put(Entity("e", "makes the tables", "person"))
+        db.telemetry.append({"event_type": "e"})
+        deadline = time.monotonic() + 60
+        while not (found := events(database)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert found == [("e", 1)]
 
 
 def test_a_line_that_is_not_durable_is_on_neither_side(
     db: UnifiedDatabase, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    db.telemetry.append({"event_type": "before"})
     before = db.layout.telemetry.read_bytes()
 
     def full(file: int) -> None:
@@ -187,8 +316,7 @@ def test_a_line_that_is_not_durable_is_on_neither_side(
     assert db.layout.telemetry.read_bytes() == before
     db.telemetry.append({"event_type": "afterwards"})
     db.close()
-    assert rows(database, "SELECT count(*) FROM telemetry WHERE event_type = 'lost'") == [(0,)]
-    assert rows(database, "SELECT count(*) FROM telemetry") == [(4,)]
+    assert events(database) == [("afterwards", 1), ("before", 1)]
 
 
 def test_a_session_that_ends_meanwhile_costs_nothing(

@@ -100,7 +100,7 @@ class Ahead:
     statement
         Under way.
     note
-        Called when it is committed.
+        Notes that PostgreSQL has it.
     """
 
     statement: Uncommitted
@@ -108,6 +108,9 @@ class Ahead:
 
     def commit(self, committed: bool) -> bool:
         """Have it committed, or give it up; return whether it is being committed, or has to be applied otherwise.
+
+        What is being committed is believed to be there from now on: where it is not, that is found out by what is
+        begun next.
 
         Parameters
         ----------
@@ -122,7 +125,10 @@ class Ahead:
         if not committed:
             self.statement.roll_back()
             return False
-        return self.statement.commit()
+        going = self.statement.commit()
+        if going:
+            self.note()
+        return going
 
     def end(self) -> Applied:
         """Wait until it is committed.
@@ -309,25 +315,29 @@ class SqliteApplier:
             return None
         return self._note(at, single[1])
 
-    def ahead(self, file: sqlite3.Connection, connection: psycopg.Connection) -> Ahead | None:
-        """Begin to apply the one record that a write transaction leaves, before it is committed.
+    def ahead(self, file: sqlite3.Connection) -> Callable[[psycopg.Connection], Ahead | None] | None:
+        """Look at the one record that a write transaction leaves, before its commit; return what begins to apply it.
 
-        Nothing is waited for. Nobody else can write to the file meanwhile, so that it will be as it is seen here.
+        Nobody else can write to the file meanwhile, so that it will be as it is seen here. What is returned waits for
+        nothing, and may be called while the commit is under way, or after it; not if it fails. Its connection is to
+        the target, in autocommit mode, and not to be used until `Ahead.end`.
 
         Parameters
         ----------
         file
             In the write transaction.
-        connection
-            To the target, in autocommit mode; not to be used until `Ahead.end`.
         """
         at = self._at
         single = None if at is None else self._single(file, at)
         if at is None or single is None:
             return None
         quick, change = single
-        begun = quick.begin(connection, at, change)
-        return None if begun is None else Ahead(begun, lambda: self._note(at, change))
+
+        def begin(connection: psycopg.Connection) -> Ahead | None:
+            begun = quick.begin(connection, at, change)
+            return None if begun is None else Ahead(begun, lambda: self._note(at, change))
+
+        return begin
 
     def _note(self, at: Position, change: SingleChange) -> Applied:
         with self._lock:

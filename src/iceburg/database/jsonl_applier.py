@@ -14,7 +14,7 @@ from typing import Final, LiteralString
 
 import psycopg
 
-from iceburg.database.applier import Ahead, Applied, NotReadyError
+from iceburg.database.applier import Applied, NotReadyError
 from iceburg.database.catalogue import Catalogue, Dataset, Source
 from iceburg.database.datasets import reconcile
 from iceburg.database.positions import (
@@ -353,21 +353,6 @@ class JsonlApplier:
         if self._quick is None or self._quick[0] != known:
             self._quick = known, QuickApply(self._names, self._dataset(connection, at.source_id))
         return self._note(at, change) if self._quick[1].apply(connection, at, change) else None
-
-    def ahead(self, connection: psycopg.Connection) -> Ahead | None:
-        """Begin to apply the one line that was appended, before it is durable; nothing is waited for.
-
-        Parameters
-        ----------
-        connection
-            To the target, in autocommit mode; not to be used until `Ahead.end`.
-        """
-        at, quick = self._at, self._quick
-        if at is None or quick is None or quick[0] != (at.source_id, at.epoch):
-            return None
-        change = self._single(at)
-        begun = None if change is None else quick[1].begin(connection, at, change)
-        return None if begun is None or change is None else Ahead(begun, lambda: self._note(at, change))
 
     def _note(self, at: Position, change: SingleChange) -> Applied:
         if self._at is at:

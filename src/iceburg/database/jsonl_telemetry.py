@@ -7,10 +7,10 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal
 
 from iceburg.database import fork_guard
 from iceburg.database.arguments import limited
@@ -20,9 +20,6 @@ from iceburg.database.telemetry_events import aggregates, event_of, line_of, ste
 from iceburg.database.telemetry_index import TelemetryIndex
 from iceburg.errors import FencedError, SourceBusyError, SourceError, UsageError
 from iceburg.sources.jsonl import GZIP_MAGIC
-
-Companion: TypeAlias = Callable[[], Callable[[bool], None] | None]
-"""Called once lines are written, before they are durable; what it returns is called afterwards: are they?"""
 
 _POLL: Final = 0.002
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -46,7 +43,6 @@ class JsonlTelemetry:
         self._index = TelemetryIndex(self._path, self._stem)
         self._reading = threading.Lock()
         self._writing = threading.Lock()
-        self._mine = threading.local()
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Append an event; it is durable on return.
@@ -65,32 +61,13 @@ class JsonlTelemetry:
         lines = [line_of(event, self._stem) + b"\n" for event in events]
         if not lines:
             return
-        begin: Companion | None = getattr(self._mine, "companion", None)
-        end: Callable[[bool], None] | None = None
-        durable = False
-        try:
-            with fork_guard.active(), self._writing, self._explained("written"), self._locked() as file:
-                size = os.fstat(file).st_size
-                if os.pread(file, len(GZIP_MAGIC), 0) == GZIP_MAGIC:
-                    raise SourceError("is compressed", where=str(self._path), hint="Decompress it, or move it away.")
-                # A line that another writer did not finish stays a line of its own.
-                torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-                with _appended(file, size, (b"\n" if torn else b"") + b"".join(lines)):
-                    if begin is not None:
-                        end = begin()
-            durable = True
-        finally:
-            if end is not None:
-                end(durable)
-
-    @contextmanager
-    def accompanied(self, companion: Companion) -> Iterator[None]:
-        """Have what this thread appends accompanied."""
-        self._mine.companion = companion
-        try:
-            yield
-        finally:
-            self._mine.companion = None
+        with fork_guard.active(), self._writing, self._explained("written"), self._locked() as file:
+            size = os.fstat(file).st_size
+            if os.pread(file, len(GZIP_MAGIC), 0) == GZIP_MAGIC:
+                raise SourceError("is compressed", where=str(self._path), hint="Decompress it, or move it away.")
+            # A line that another writer did not finish stays a line of its own.
+            torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+            _append(file, size, (b"\n" if torn else b"") + b"".join(lines))
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -208,14 +185,12 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-@contextmanager
-def _appended(file: int, size: int, content: bytes) -> Iterator[None]:
-    """Append to a file of a size, durable at the end; on failure take it back."""
+def _append(file: int, size: int, content: bytes) -> None:
+    """Append to a file of a size, durably; on failure take it back."""
     written = 0
     try:
         while written < len(content):
             written += os.write(file, memoryview(content)[written:])
-        yield
         os.fsync(file)
     except BaseException:
         # Not if a program that takes no lock has written behind it.

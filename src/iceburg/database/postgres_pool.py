@@ -18,6 +18,7 @@ from iceburg.config import mask_dsn
 from iceburg.database.connection import configure_session, connection_options
 from iceburg.database.connection_failures import explain_failure
 from iceburg.database.postgres_failures import LostError
+from iceburg.database.prompt_read import PromptReader
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import TargetError
 
@@ -136,15 +137,12 @@ class PostgresPool:
             borrowed.close()
             self.pool.putconn(borrowed)
 
-    def cursor(self, connection: psycopg.Connection[Any]) -> psycopg.RawCursor[Any]:
-        """Return the cursor of a borrowed connection for reads; its parameters are $1, $2.
-
-        Each connection has one, because making one takes as long as a read of a record takes PostgreSQL.
-        """
-        found: psycopg.RawCursor[Any] | None = getattr(connection, "reader", None)
+    def reader(self, connection: psycopg.Connection[Any]) -> PromptReader:
+        """Return what reads on a borrowed connection; each connection has one."""
+        found: PromptReader | None = getattr(connection, "prompt_reader", None)
         if found is None:
-            found = psycopg.RawCursor(connection)
-            connection.reader = found  # type: ignore[attr-defined]
+            found = PromptReader(connection)
+            connection.prompt_reader = found  # type: ignore[attr-defined]
         return found
 
     def _no_connection(self) -> TargetError:

@@ -30,8 +30,8 @@ __all__ = ["BehindError", "Gate", "Mark", "PostgresSession"]
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 4
-# Undefined table, undefined column, and what a statement prepared for other columns says.
-_CHANGED: Final = ("42P01", "42703", "0A000")
+# Undefined table, undefined column, what a statement prepared for other columns says, or one that was forgotten.
+_CHANGED: Final = ("42P01", "42703", "0A000", "26000")
 # Each costs some 0.03 ms at every read that has to put them in order.
 _MANY: Final = 1_000
 # Originals asked for by key come with each row: with many of both they would not fit into memory.
@@ -408,13 +408,7 @@ class PostgresSession(PostgresPool):
 
     def _fetch(self, statement: bytes, values: list[Any]) -> list[Fetched]:
         with self.connection() as connection:
-            cursor = self.cursor(connection)
-            try:
-                return cursor.execute(statement, values, prepare=True, binary=True).fetchall()
-            except psycopg.errors.FeatureNotSupported:
-                # The connection has the statement prepared for columns of other types.
-                connection.close()
-                raise
+            return self.reader(connection).fetch(statement, values)
 
     def _statement(
         self,

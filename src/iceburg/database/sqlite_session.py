@@ -423,7 +423,7 @@ def _remove_journal(connection: sqlite3.Connection) -> bool:
         connection.execute("PRAGMA busy_timeout = 0")
         if connection.execute("PRAGMA journal_mode").fetchone() != ("persist",):
             return True
-        return connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
+        return bool(connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",))
     except sqlite3.Error:
         return False  # somebody writes, and needs it, or cannot be asked: what stays is without meaning
 

@@ -22,6 +22,7 @@ import psycopg
 from iceburg.database import fork_guard, metrics
 from iceburg.database.applier import Ahead, Applied, NotReadyError
 from iceburg.database.breaker import Breaker
+from iceburg.database.helper import Helper, Job
 from iceburg.database.positions import Mark, Position, find_position
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.errors import IceburgError, TargetError
@@ -67,13 +68,14 @@ class AheadOfCommit:
 
     Attributes
     ----------
-    begun
-        What is under way, and what it holds; None before and after.
+    job
+        Has PostgreSQL begin; None before and after. Returns what is under way, and what it holds; None where it could
+        not be.
     applied
         Whether PostgreSQL has it, and `catch_up` need not be called.
     """
 
-    begun: tuple[Ahead, ExitStack] | None = None
+    job: Job[tuple[Ahead, ExitStack] | None] | None = None
     applied: bool = False
 
 
@@ -119,6 +121,7 @@ class Synchroniser:
         self._known_available = False
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._helper = Helper()
         self._process = 0
 
     def start(self) -> None:
@@ -133,6 +136,7 @@ class Synchroniser:
             ]
             for thread in self._threads:
                 thread.start()
+            self._helper.start()
 
     def retire(self) -> None:
         """Begin no more work in the background; what is at work goes on."""
@@ -144,6 +148,7 @@ class Synchroniser:
         if self._process == os.getpid():
             for thread in self._threads:
                 thread.join(timeout=self._patience + 1)
+            self._helper.stop(timeout=self._patience + 1)
         for source in self._appliers:
             self.settle(source)
         self._process = 0
@@ -195,29 +200,29 @@ class Synchroniser:
 
         That is, where `AheadOfCommit.begin` is called before the commit, and where it can be.
         """
-        self.settle(source)
         found = AheadOfCommit()
         try:
             yield found
         finally:
-            if found.begun is not None:
+            if found.job is not None:
                 # It was interrupted before it could hear of the commit.
                 self._end_ahead(source, found, committed=False)
 
     def begin_ahead(
-        self, source: str, begin: Callable[[psycopg.Connection], Ahead | None], found: AheadOfCommit
+        self, source: str, look: Callable[[], Callable[[psycopg.Connection], Ahead | None] | None], found: AheadOfCommit
     ) -> Callable[[bool], None] | None:
         """Have PostgreSQL begin with a change that is about to be committed; see `SqliteApplier.ahead`.
 
-        Nothing is waited for: where somebody else is applying, no connection is at hand, or anything is unusual, None
-        is returned, and `catch_up` does it afterwards.
+        It is done by the helper, while the embedded side commits. Nothing is waited for: where somebody else is
+        applying, no connection is at hand, or anything is unusual, None is returned, or nothing is begun, and
+        `catch_up` does it afterwards.
 
         Parameters
         ----------
         source
             Its name.
-        begin
-            Begins, on a connection.
+        look
+            Looks at what has changed; what it returns has PostgreSQL begin, on a connection.
         found
             Of `ahead`.
 
@@ -227,9 +232,27 @@ class Synchroniser:
             To be called with whether the embedded side has committed.
         """
         found.applied = False
-        lock = self._locks[source]
         if not self._prepared or self._breaker.is_open or source in self._left_to_background:
             return None
+        try:
+            begin = look()
+        except (IceburgError, OSError) as error:
+            # Whoever writes must not hear of it; `catch_up` meets it again.
+            _log.debug("%s: not looked at: %s", source, error)
+            return None
+        if begin is None:
+            return None
+        job = Job(lambda: self._begin(source, begin))
+        found.job = job
+        self._helper.hand_over(job.run)
+        return lambda committed: self._end_ahead(source, found, committed=committed)
+
+    def _begin(
+        self, source: str, begin: Callable[[psycopg.Connection], Ahead | None]
+    ) -> tuple[Ahead, ExitStack] | None:
+        # The write before this one may be at its end.
+        self.settle(source)
+        lock = self._locks[source]
         if not lock.acquire(blocking=False):
             return None
         with ExitStack() as stack:
@@ -237,19 +260,19 @@ class Synchroniser:
             try:
                 connection = stack.enter_context(self._session.connection(patience=_AT_HAND))
                 ahead = begin(connection)
+                if ahead is not None:
+                    ahead.statement.work()
             except (psycopg.Error, IceburgError, OSError) as error:
-                # Whoever writes must not hear of it; `catch_up` meets it again.
                 _log.debug("%s: not begun: %s", source, error)
                 return None
-            if ahead is None:
-                return None
-            found.begun = ahead, stack.pop_all()
-        return lambda committed: self._end_ahead(source, found, committed=committed)
+            return None if ahead is None else (ahead, stack.pop_all())
 
     def _end_ahead(self, source: str, found: AheadOfCommit, *, committed: bool) -> None:
-        if found.begun is None:
+        job, found.job = found.job, None
+        begun = None if job is None else job.finish() if committed else job.abandon()
+        if begun is None:
             return
-        (ahead, held), found.begun = found.begun, None
+        ahead, held = begun
         with ExitStack() as stack:
             stack.push(held)
             try:

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import generators, pq
-from psycopg.adapt import PyFormat, Transformer
+from psycopg.abc import Transformer
+from psycopg.adapt import PyFormat
+from psycopg.adapt import Transformer as NewTransformer
 
 from iceburg.database.record_writer import is_fault_of_a_row
 
@@ -30,6 +32,15 @@ def _prepared_on(connection: psycopg.Connection) -> dict[bytes, bytes]:
     return names
 
 
+def _adapter_of(connection: psycopg.Connection) -> Transformer:
+    """Return what writes parameters; it is kept, because finding out how each type is written takes a while."""
+    found: Transformer | None = getattr(connection, "adapter_here", None)
+    if found is None:
+        found = NewTransformer(connection)
+        connection.adapter_here = found  # type: ignore[attr-defined]
+    return found
+
+
 def _executing(pgconn: pq.abc.PGconn, statement: bytes) -> Generator[Any, Any, None]:
     pgconn.send_query(statement)
     yield from generators.execute(pgconn)
@@ -43,6 +54,7 @@ class Uncommitted:
         self._pgconn = connection.pgconn
         self._first = (_BEGIN, *first)
         self._newly_prepared: tuple[bytes, bytes] | None = None
+        self._worked: pq.abc.PGresult | None = None
         self._failure: psycopg.Error | None = None
 
     @classmethod
@@ -62,7 +74,7 @@ class Uncommitted:
         first
             Statements without parameters to run before it.
         """
-        values = Transformer(connection).dump_sequence(parameters, [PyFormat.TEXT] * len(parameters))
+        values = _adapter_of(connection).dump_sequence(parameters, [PyFormat.TEXT] * len(parameters))
         if sum(len(value) for value in values if value is not None) > _MOST:
             return None
         found = cls(connection, first)
@@ -87,6 +99,20 @@ class Uncommitted:
         pgconn.send_flush_request()
         pgconn.flush()
 
+    def work(self) -> None:
+        """Wait until PostgreSQL has done the statement; `commit` and `roll_back` need not wait then.
+
+        Raises
+        ------
+        psycopg.Error
+            The connection has ended.
+        """
+        try:
+            self._worked = self._result()
+        except BaseException:
+            self._connection.close()
+            raise
+
     def commit(self) -> bool:
         """Wait for the statement, and have what it did committed, or rolled back where it did not do what it is to do.
 
@@ -98,7 +124,7 @@ class Uncommitted:
             PostgreSQL cannot do it now; nothing was written.
         """
         try:
-            result = self._result()
+            result = self._worked or self._result()
             well = result.status == pq.ExecStatus.TUPLES_OK and result.get_value(0, 0) == b"1"
             if not well:
                 self._pgconn.pipeline_sync()
@@ -144,7 +170,8 @@ class Uncommitted:
     def roll_back(self) -> None:
         """Give up what the statement did."""
         try:
-            self._result()
+            if self._worked is None:
+                self._result()
             self._pgconn.pipeline_sync()
             self._leave()
         except BaseException:

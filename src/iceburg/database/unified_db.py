@@ -12,12 +12,13 @@ import atexit
 import json
 import logging
 import os
+import sqlite3
 import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +36,6 @@ from iceburg.database.connection import connect, resolve_target
 from iceburg.database.flag import Flag
 from iceburg.database.handover import Handover
 from iceburg.database.jsonl_applier import JsonlApplier
-from iceburg.database.jsonl_telemetry import JsonlTelemetry
 from iceburg.database.layout import Layout
 from iceburg.database.measurements import Measurements, Outcome, Side
 from iceburg.database.phases import is_finalized
@@ -88,14 +88,13 @@ class _DualTarget:
         self._names, self._data_dir, self.handover = names, layout.data_dir, handover
         files = {"conversations": layout.conversations, "matrix": layout.matrix, "embeddings": layout.vectors}
         self.appliers: dict[str, Applier] = {}
-        self._accompany: dict[str, Callable[[AheadOfCommit], AbstractContextManager[None]]] = {}
+        self._files: dict[str, tuple[SqliteSession, SqliteApplier]] = {}
         for part, path in files.items():
             applier = SqliteApplier(layout.store(path), embedded.sessions[part], names)
             self.appliers[applier.store.name] = applier
-            self._accompany[applier.store.name] = partial(self._accompany_sqlite, embedded.sessions[part], applier)
+            self._files[applier.store.name] = embedded.sessions[part], applier
         telemetry = JsonlApplier(layout.store(layout.telemetry), names)
         self.appliers[telemetry.store.name] = telemetry
-        self._accompany[telemetry.store.name] = partial(self._accompany_jsonl, embedded.telemetry, telemetry)
         self.session = _WatchedSession(
             dsn,
             names,
@@ -116,6 +115,7 @@ class _DualTarget:
         self.adapter = PostgresAdapter(self.session, layout)
         self.shadow = ShadowReads(settings.shadow_reads, embedded, self.adapter, self.mark, measurements)
         self.armed: set[str] = set()
+        self.left: set[str] = set()
 
     def _claim(self, connection: psycopg.Connection) -> None:
         claim_target(connection, self._names, self._data_dir)
@@ -130,23 +130,24 @@ class _DualTarget:
         """Say where a source is."""
         return self.appliers[source].mark()
 
+    def is_applied_later(self, source: str) -> bool:
+        """Whether what is written to a source is applied by whoever reads it next, or in the background.
+
+        Events come often, and alone; many are applied for the price of one.
+        """
+        return source not in self._files
+
     @contextmanager
     def accompanied(self, source: str) -> Iterator[AheadOfCommit]:
-        """Have what this thread writes to a source applied while it is on its way to the disk, where that can be."""
-        with self.synchroniser.ahead(source) as found, self._accompany[source](found):
-            yield found
+        """Have what this thread writes to a SQLite file applied while it is on its way to the disk, where it can be."""
+        session, applier = self._files[source]
+        with self.synchroniser.ahead(source) as found:
 
-    def _accompany_sqlite(
-        self, session: SqliteSession, applier: SqliteApplier, found: AheadOfCommit
-    ) -> AbstractContextManager[None]:
-        name, begin = applier.store.name, self.synchroniser.begin_ahead
-        return session.accompanied(lambda file: begin(name, partial(applier.ahead, file), found))
+            def begin(file: sqlite3.Connection) -> Callable[[bool], None] | None:
+                return self.synchroniser.begin_ahead(source, partial(applier.ahead, file), found)
 
-    def _accompany_jsonl(
-        self, telemetry: JsonlTelemetry, applier: JsonlApplier, found: AheadOfCommit
-    ) -> AbstractContextManager[None]:
-        name, begin = applier.store.name, self.synchroniser.begin_ahead
-        return telemetry.accompanied(lambda: begin(name, applier.ahead, found))
+            with session.accompanied(begin):
+                yield found
 
     def mark_needed(self, source: str) -> Mark:
         """Say what a read of a source needs."""
@@ -164,6 +165,8 @@ class _DualTarget:
     def close(self) -> None:
         """Give everything back."""
         self.shadow.stop()
+        for source in self.left:
+            self.synchroniser.catch_up(source)
         self.synchroniser.stop()
         self.session.close()
 
@@ -331,19 +334,26 @@ class UnifiedDatabase:
         if target is None:
             return self._timed(operation, "embedded", call, self.embedded)
         started = time.perf_counter()
-        with target.accompanied(source) as ahead:
+        if target.is_applied_later(source):
             result = self._timed(operation, "embedded", call, self.embedded)
-        if not ahead.applied:
-            try:
-                mark = target.mark(source)
-            except IceburgError as error:
-                # It is saved: the caller must not hear otherwise, nor save it again.
-                _log.warning("%s: not applied now: %s", source, error)
-            else:
-                target.synchroniser.catch_up(source, None if mark is None else mark.position)
+            target.left.add(source)
+        else:
+            with target.accompanied(source) as ahead:
+                result = self._timed(operation, "embedded", call, self.embedded)
+            if not ahead.applied:
+                self._apply(target, source)
         with fork_guard.active():
             self.measurements.observe(operation, "call", "dual", "ok", time.perf_counter() - started)
         return result
+
+    def _apply(self, target: _DualTarget, source: str) -> None:
+        try:
+            mark = target.mark(source)
+        except IceburgError as error:
+            # It is saved: the caller must not hear otherwise, nor save it again.
+            _log.warning("%s: not applied now: %s", source, error)
+        else:
+            target.synchroniser.catch_up(source, None if mark is None else mark.position)
 
     def _ask_postgres(
         self, operation: str, source: str, call: Callable[[Adapter], T], target: _DualTarget

@@ -100,8 +100,8 @@ def stamp(path: Path) -> tuple[object, ...] | None:
 def journal_is_live(path: Path) -> bool:
     """Tell whether the rollback journal of a database, if there is one, may hold pages of a transaction.
 
-    A writer in journal mode TRUNCATE leaves an empty one behind, one in PERSIST a journal whose header is zeroed; SQLite
-    takes both for none (https://www.sqlite.org/pragma.html#pragma_journal_mode).
+    A writer in journal mode TRUNCATE leaves an empty one behind, one in PERSIST a journal whose header is zeroed;
+    SQLite takes both for none (https://www.sqlite.org/pragma.html#pragma_journal_mode).
 
     Raises
     ------
