@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -26,3 +27,19 @@ INCONCLUSIVE: Final = Counter(
 )
 POOL: Final = Gauge("iceburg_pool_connections", "Connections to PostgreSQL.", ("state",))
 AVAILABLE: Final = Gauge("iceburg_postgres_available", "1 while PostgreSQL answers, 0 while it is left alone.")
+
+
+@cache
+def _calls(operation: str, side: str, outcome: str) -> Counter:
+    return OPERATIONS.labels(operation, side, outcome)
+
+
+@cache
+def _durations(operation: str, side: str) -> Histogram:
+    return DURATIONS.labels(operation, side)
+
+
+def note_call(operation: str, side: str, outcome: str, seconds: float) -> None:
+    """Count a call and its duration; there are few operations, and their series are found once."""
+    _calls(operation, side, outcome).inc()
+    _durations(operation, side).observe(seconds)

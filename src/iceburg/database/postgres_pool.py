@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,7 +130,7 @@ class PostgresPool:
                 raise self._no_connection() from error
             except PoolClosed as error:
                 raise TargetError("The session is closed.", where=self.description) from error
-            if _is_quiet(borrowed):
+            if self.reader(borrowed).is_quiet():
                 return borrowed
             # The server has ended it meanwhile: the pool makes another.
             borrowed.close()
@@ -232,10 +231,3 @@ def _noting(note: Callable[[str | None], None]) -> type[psycopg.Connection[Any]]
             return made
 
     return Noting
-
-
-def _is_quiet(connection: psycopg.Connection[Any]) -> bool:
-    """Whether nothing came over an idle connection; what comes is the server's farewell, and it is gone."""
-    poll = select.poll()
-    poll.register(connection.pgconn.socket, select.POLLIN)
-    return not poll.poll(0)

@@ -56,6 +56,10 @@ class PromptReader:
         self._poll = select.poll()
         self._poll.register(self._pgconn.socket, select.POLLIN)
 
+    def is_quiet(self) -> bool:
+        """Whether nothing came while no statement was under way: what comes then is the server's farewell."""
+        return not self._poll.poll(0)
+
     def fetch(self, statement: bytes, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Return the rows of a SELECT; its parameters are $1, $2.
 

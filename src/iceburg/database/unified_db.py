@@ -397,8 +397,7 @@ class UnifiedDatabase:
         finally:
             seconds = time.perf_counter() - started
             with fork_guard.active():  # the locks of metrics must not be held in a child
-                metrics.OPERATIONS.labels(operation, side, outcome).inc()
-                metrics.DURATIONS.labels(operation, side).observe(seconds)
+                metrics.note_call(operation, side, outcome, seconds)
                 self.measurements.observe(operation, "call", side, outcome, seconds)
         return result
 
