@@ -45,7 +45,9 @@ from iceburg.sources.discovery import discover
 DIMENSION = 384
 VECTORS = 5_000
 TURNS = 10
-WARM = 3
+WARM = 5
+# Conversations that are saved to.
+CONVERSATIONS = 50
 SIDES = ("ICEBURG's way", "its way, logged", "flag off", "dual", "PostgreSQL alone")
 _LOGGED, _OFF, _DUAL, _ALONE = range(1, 5)
 
@@ -76,12 +78,12 @@ class Legacy:
             connection.commit()
             return [dict(row) for row in found]
 
-    def save(self, text: str) -> None:
+    def save(self, conversation: str, text: str) -> None:
         self._run(
             "conversations.db",
             "INSERT INTO conversations (conversation_id, timestamp, user_message, assistant_message, metadata)"
             " VALUES (?, ?, ?, ?, ?)",
-            ("bench", datetime.now().isoformat(), text, "an answer", json.dumps({"tokens": 5})),
+            (conversation, datetime.now().isoformat(), text, "an answer", json.dumps({"tokens": 5})),
         )
 
     def newest(self) -> list[Any]:
@@ -164,7 +166,7 @@ def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str
     queries = rng.normal(size=(64, DIMENSION)).astype(np.float32).tolist()
     if isinstance(side, Legacy):
         writes: dict[str, Callable[[int], Any]] = {
-            "save a conversation": lambda n: side.save(f"question {n}"),
+            "save a conversation": lambda n: side.save(f"bench{n % CONVERSATIONS}", f"question {n}"),
             "put an entity": side.put,
             "append an event": side.append,
             "append an event, ICEBURG syncing it, too": lambda n: side.append(n, synced=True),
@@ -175,7 +177,7 @@ def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str
             else {
                 **writes,
                 "newest 20 conversations": lambda n: side.newest(),
-                "newest 20 of one conversation": lambda n: side.newest_of("bench"),
+                "newest 20 of one conversation": lambda n: side.newest_of(f"bench{n % CONVERSATIONS}"),
                 "get an entity": lambda n: side.get(known[n % len(known)]),
                 "search by name": lambda n: side.search(words[n % len(words)]),
                 "relationships of an entity": lambda n: side.relationships(known[n % len(known)]),
@@ -191,10 +193,10 @@ def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str
 
     return {
         "save a conversation": lambda n: side.conversations.save(
-            "bench", f"question {n}", "an answer", metadata={"tokens": 5}
+            f"bench{n % CONVERSATIONS}", f"question {n}", "an answer", metadata={"tokens": 5}
         ),
         "newest 20 conversations": lambda n: side.conversations.newest(limit=20),
-        "newest 20 of one conversation": lambda n: side.conversations.newest("bench", limit=20),
+        "newest 20 of one conversation": lambda n: side.conversations.newest(f"bench{n % CONVERSATIONS}", limit=20),
         "get an entity": lambda n: side.matrix.get(known[n % len(known)]),
         "search by name": lambda n: side.matrix.search(words[n % len(words)]),
         "relationships of an entity": lambda n: side.matrix.relationships(known[n % len(known)]),
@@ -255,7 +257,7 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entities", type=int, default=100_000)
-    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=1_000)
     parser.add_argument("--keep", type=Path, help="a generated installation to use; it is only read")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="iceburg-bench-", dir="/var/tmp"))

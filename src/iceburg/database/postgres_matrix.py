@@ -41,7 +41,7 @@ WITH r AS MATERIALIZED (SELECT t.* FROM {table} AS t WHERE {owned} AND %s),
            UNION SELECT unnest($3::text[]))
 SELECT {columns} FROM r AS t
 UNION ALL
-SELECT e.id, e.dataset_id, e.entity_type, e.entity_data, e.created_at, e.updated_at
+SELECT e.id, e.dataset_id, e.entity_type, e.entity_data::text, e.created_at, e.updated_at
 FROM n JOIN {data}.matrix_entities e USING (entity_id)
 WHERE e.dataset_id = (SELECT dataset_id FROM {state}.datasets WHERE name = $2)
 """

@@ -23,6 +23,7 @@ from iceburg.database.quick_write import QuickWrite
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.mappings.identity import key_text
+from iceburg.mappings.mapping import TargetColumn
 from iceburg.records import Value
 
 __all__ = ["BehindError", "Gate", "Mark", "PostgresSession"]
@@ -428,7 +429,7 @@ class PostgresSession(PostgresPool):
         keys = (
             None if isinstance(originals, bool) else sql.SQL(f"string_to_array(${originals}, chr({ord(_SEPARATOR)}))")
         )
-        columns = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in bound.mapping.columns)
+        columns = sql.SQL(", ").join(map(_selected, bound.mapping.columns))
         table, owned = sql.Identifier(dataset.target_schema, dataset.target_table), bound.owned
 
         def part(text: LiteralString, **more: sql.Composable) -> sql.Composable:
@@ -514,3 +515,9 @@ class PostgresSession(PostgresPool):
     def record(self, name: str, columns: Columns, reading_key: Sequence[Value] = ()) -> tuple[Value, ...]:
         """Make a source record of columns by name; those that are not given are NULL."""
         return self.bound(name).record(columns, reading_key)
+
+
+def _selected(column: TargetColumn) -> sql.Composable:
+    name = sql.Identifier("t", column.name)
+    # The same to PostgreSQL as ``jsonb``, and read by psycopg in C.
+    return name if column.type != "jsonb" else sql.SQL("{}::text AS {}").format(name, sql.Identifier(column.name))

@@ -18,6 +18,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
+from psycopg.types.string import ByteaBinaryLoader
 
 from iceburg.database.copy_format import ENCODERS, HEADER, TRAILER, Encoder, render
 from iceburg.database.record_format import DECODERS, Decoder, read_record
@@ -314,13 +315,6 @@ def _parameter(value: Any, kind: str) -> Any:
     return value.hex() if kind == "uuid" else value
 
 
-class _RawLoader(Loader):
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> bytes:
-        return bytes(data)
-
-
 class _JsonbLoader(Loader):
     format = Format.BINARY
 
@@ -339,7 +333,7 @@ class _VectorLoader(Loader):
 
 def prepare_loaders(connection: psycopg.Connection) -> None:
     """Make a connection give rows as the mappings speak of them: ids and vectors as bytes, JSONB as text."""
-    connection.adapters.register_loader("uuid", _RawLoader)
+    connection.adapters.register_loader("uuid", ByteaBinaryLoader)
     connection.adapters.register_loader("jsonb", _JsonbLoader)
     vector = TypeInfo.fetch(connection, "vector")
     if vector is not None:
