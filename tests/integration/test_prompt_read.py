@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from iceburg.database import prompt_read
 from iceburg.database.connection import connect
-from iceburg.database.prompt_read import _NOW_AND_THEN, _SLOW, PromptReader
+from iceburg.database.prompt_read import _NOW_AND_THEN, _REST, _SLOW, PromptReader
 from tests.support import run_sql
 
 
@@ -87,6 +87,27 @@ def test_answers_that_take_long_are_seldom_watched_for(reader: PromptReader, mon
         reader.fetch(statement, [0.0])
         fetched += 1
     assert fetched == _NOW_AND_THEN - _SLOW + 1
+
+
+def test_who_has_to_share_the_processor_sleeps(reader: PromptReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    yielded: list[float] = []
+
+    def put_aside() -> None:
+        yielded.append(time.perf_counter())
+        time.sleep(0.002)
+
+    monkeypatch.setattr(prompt_read, "_MOMENT", 60.0)
+    monkeypatch.setattr(os, "sched_yield", put_aside)
+    statement = b"SELECT pg_sleep(0.02)::text"
+    reader.fetch(statement, [])
+    assert yielded
+    assert yielded[-1] < reader._resting <= time.perf_counter() + _REST
+    seen = len(yielded)
+    reader.fetch(statement, [])
+    assert len(yielded) == seen
+    reader._resting = 0.0
+    reader.fetch(statement, [])
+    assert len(yielded) > seen
 
 
 def test_errors_leave_the_connection_as_it_was(reader: PromptReader, connection: psycopg.Connection) -> None:

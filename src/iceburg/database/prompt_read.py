@@ -3,8 +3,10 @@
 Reading a record takes a server on the same machine some 0.02 ms. Whoever sleeps meanwhile is woken on a processor that
 sleeps, too, and that takes longer than the read. So the socket is watched for a moment, in which other threads and
 programs may go first; an answer that takes longer is waited for as ever, and a statement whose answers do is no longer
-watched for, but now and then. It speaks to libpq itself (https://www.postgresql.org/docs/current/libpq-async.html),
-because of a read's time a cursor's own part is a tenth.
+watched for, but now and then; nor is any while there are more programs to run than processors.
+
+It speaks to libpq itself (https://www.postgresql.org/docs/current/libpq-async.html), because of a read's time a
+cursor's own part is a tenth.
 
 Rejected: asking only a thread that is kept awake (each read would be handed over twice); reading ahead, or keeping
 answers (nothing says in PostgreSQL alone that they still count).
@@ -24,6 +26,10 @@ from psycopg.adapt import PyFormat, Transformer
 
 # Twice to five times what a read takes that is answered on the same machine.
 _MOMENT: Final = 0.0002
+# Whoever is not run for so long while it watches has a processor to share. It would be put aside again and again, where
+# one that sleeps is run as soon as its answer is there; so it sleeps for a while. Seconds.
+_PUT_ASIDE: Final = 0.0005
+_REST: Final = 1.0
 # After so many answers in a row that took longer, only one in so many is watched for.
 _SLOW, _NOW_AND_THEN = 4, 64
 
@@ -53,6 +59,7 @@ class PromptReader:
         self._transformer = Transformer(connection)
         self._prepared: dict[tuple[bytes, tuple[int, ...]], _Prepared] = {}
         self._count = 0
+        self._resting = 0.0
         self._poll = select.poll()
         self._poll.register(self._pgconn.socket, select.POLLIN)
 
@@ -106,12 +113,18 @@ class PromptReader:
             prepared.slow += 1
             return
         poll, now = self._poll.poll, time.perf_counter
-        until = now() + _MOMENT
+        last = now()
+        if last < self._resting:
+            return
+        until = last + _MOMENT
         while not poll(0):
-            if now() > until:
+            if last > until:
                 prepared.slow += 1
                 return
             os.sched_yield()
+            before, last = last, now()
+            if last - before > _PUT_ASIDE:
+                self._resting = last + _REST
         prepared.slow = 0
         pgconn.consume_input()
 
