@@ -110,9 +110,8 @@ def save(conversation: str, message: str, metadata: Any, second: int) -> Write:
     timestamp = f"2026-01-01T00:00:{second:02}.000001"
 
     def effect(rows: dict[Any, dict[str, Any]], result: Any) -> None:
-        number = max([0, *rows]) + 1 if result is None else result
-        rows[number] = {
-            "id": number,
+        rows[result] = {
+            "id": result,
             "conversation_id": conversation,
             "timestamp": timestamp,
             "user_message": message,
@@ -240,9 +239,14 @@ def happened(write: Write, before: Any, after: Any, result: Any) -> bool:
         found = [json.loads(line.raw) for line in read_lines(appended)]
         return bool(after.startswith(before)) and found == list(write.events)
     wanted = {row[write.key]: row for row in before.rows(write.table)}
+    there = {row[write.key]: row for row in after.rows(write.table)}
+    if write.name == "save" and result is None:
+        # Its number is above all that there ever were, of which some may be gone.
+        result = max(there.keys() - wanted.keys(), default=None)
+        if result is None or result <= max(wanted, default=0):
+            return False
     assert write.effect is not None
     write.effect(wanted, result)
-    there = {row[write.key]: row for row in after.rows(write.table)}
     others = [name for name in before.tables if name not in (write.table, "collections")]
     return (
         wanted.keys() == there.keys()

@@ -126,6 +126,17 @@ def test_a_file_in_wal_mode_stays_so(tmp_path: Path, session: SqliteSession) -> 
     assert values(session) == [1, 2]
 
 
+def test_a_file_in_wal_mode_that_nobody_has_open_stays_so(session: SqliteSession) -> None:
+    insert(session)
+    session.close()
+    with closing(sqlite3.connect(session.path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    again = SqliteSession(session.path)
+    insert(again)
+    again.close()
+    assert session.path.read_bytes()[18:20] == b"\x02\x02"
+
+
 def kept_journal(path: Path) -> Path:
     return path.with_name(path.name + "-journal")
 
