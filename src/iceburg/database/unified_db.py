@@ -160,12 +160,14 @@ class _DualTarget:
 
     def retire(self) -> None:
         """Do nothing any more by itself; calls that are at work go on."""
+        # `finalize` has applied what there was.
+        self.left.clear()
         self.synchroniser.retire()
 
     def close(self) -> None:
         """Give everything back."""
         self.shadow.stop()
-        for source in self.left:
+        for source in tuple(self.left):
             self.synchroniser.catch_up(source)
         self.synchroniser.stop()
         self.session.close()
