@@ -6,7 +6,8 @@ decoded; a walk around an entity takes a query for each level.
 The sides take turns of some calls, as an application makes them on one side, in one run on one installation: ICEBURG's
 way, the layer with the flag off, the layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone; for
 writes also ICEBURG's way on files that have a change log. Each side has files of its own, so that none waits for
-another's locks.
+another's locks. A peer shows what any program pays for PostgreSQL: psycopg on a connection that stays open, with a
+prepared statement for the same rows, which knows nothing of positions, originals or what other processes change.
 
 Run ``make bench-operations``, or ``python -m benchmarks.operations --entities 1500000``.
 """
@@ -28,9 +29,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString, TypeAlias
 
 import numpy as np
+import psycopg
 from pydantic import SecretStr
 
 from benchmarks.copy_speed import fresh_database, settle
@@ -48,11 +50,15 @@ TURNS = 10
 WARM = 5
 # Conversations that are saved to.
 CONVERSATIONS = 50
-SIDES = ("ICEBURG's way", "its way, logged", "flag off", "dual", "PostgreSQL alone")
-_LOGGED, _OFF, _DUAL, _ALONE = range(1, 5)
+SIDES = ("ICEBURG's way", "its way, logged", "flag off", "dual", "PostgreSQL alone", "bare psycopg")
+_LOGGED, _OFF, _DUAL, _ALONE, _BARE = range(1, 6)
 
 
 _ENTITIES = "SELECT entity_id, name, entity_type, source, countries, datasets, properties FROM entities "
+_EXCHANGES: LiteralString = (
+    "SELECT row_id, conversation_id, timestamp, query, response, agent, mode, metadata::text, created_at"
+    " FROM conversations"
+)
 _RELATIONSHIPS = "SELECT relationship_id, source_id, target_id, relationship_type, properties FROM relationships "
 
 
@@ -160,7 +166,49 @@ class Legacy:
         return sorted(found, key=lambda event: str(event.get("timestamp")), reverse=True)[:20]
 
 
-def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str]) -> dict[str, Callable[[int], Any]]:
+class Bare:
+    """What a program asks of PostgreSQL that has it to itself: rows as tuples, documents decoded."""
+
+    def __init__(self, dsn: str) -> None:
+        self._connection = psycopg.connect(dsn, autocommit=True, prepare_threshold=0)
+
+    def _rows(self, statement: LiteralString, *parameters: Any) -> list[Any]:
+        with self._connection.cursor(binary=True) as cursor:
+            return cursor.execute(statement, parameters).fetchall()
+
+    def newest(self) -> list[Any]:
+        return self._rows(f"{_EXCHANGES} ORDER BY timestamp DESC, row_id DESC LIMIT 20")
+
+    def newest_of(self, conversation: str) -> list[Any]:
+        condition: LiteralString = "WHERE conversation_id = %s ORDER BY timestamp DESC, row_id DESC LIMIT 20"
+        return self._rows(f"{_EXCHANGES} {condition}", conversation)
+
+    def get(self, entity_id: str) -> list[Any]:
+        found = self._rows(
+            "SELECT entity_type, entity_data::text, created_at FROM matrix_entities WHERE entity_id = %s", entity_id
+        )
+        return [(kind, json.loads(document), created) for kind, document, created in found]
+
+    def relationships(self, entity_id: str) -> list[Any]:
+        found = self._rows(
+            "SELECT relationship_type, relationship_data::text, created_at FROM matrix_relationships"
+            " WHERE source_id = %s OR target_id = %s",
+            entity_id,
+            entity_id,
+        )
+        return [(kind, json.loads(document), created) for kind, document, created in found]
+
+    def count_by_type(self) -> list[Any]:
+        return self._rows("SELECT entity_type, count(*) FROM matrix_entities GROUP BY entity_type")
+
+    def count_by_source(self) -> list[Any]:
+        return self._rows("SELECT source, count(*) FROM matrix_entities GROUP BY source")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def operations(side: Side, known: list[str], words: list[str]) -> dict[str, Callable[[int], Any]]:
     """Return the operations of a side, each of the number of a call."""
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(64, DIMENSION)).astype(np.float32).tolist()
@@ -188,6 +236,16 @@ def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str
             }
         )
 
+    if isinstance(side, Bare):
+        return {
+            "newest 20 conversations": lambda n: side.newest(),
+            "newest 20 of one conversation": lambda n: side.newest_of(f"bench{n % CONVERSATIONS}"),
+            "get an entity": lambda n: side.get(known[n % len(known)]),
+            "relationships of an entity": lambda n: side.relationships(known[n % len(known)]),
+            "count by type": lambda n: side.count_by_type(),
+            "count by source": lambda n: side.count_by_source(),
+        }
+
     def append(n: int) -> None:
         side.telemetry.append({"event_type": "bench", "timestamp": time.time(), "payload": {"n": n}})
 
@@ -209,6 +267,9 @@ def operations(side: Legacy | UnifiedDatabase, known: list[str], words: list[str
         "newest 20 events": lambda n: side.telemetry.newest(limit=20),
         f"8 nearest of {VECTORS:,} vectors": lambda n: side.embeddings.query("bench", queries[n % len(queries)]),
     }
+
+
+Side: TypeAlias = "Legacy | UnifiedDatabase | Bare"
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
@@ -233,9 +294,13 @@ def prepare(folder: Path, source: Path) -> None:
             database.embeddings.add("bench", [f"v{start + i}" for i in range(500)], vectors)
 
 
-def sides(work: Path, source: Path, admin: str) -> Iterator[tuple[str, Legacy | UnifiedDatabase]]:
+def sides(work: Path, source: Path, admin: str) -> Iterator[tuple[str, Side]]:
     """Make the files, databases and objects of all sides."""
+    dsn = ""
     for number, name in enumerate(SIDES):
+        if number == _BARE:
+            yield name, Bare(dsn)  # on the database of the one before it
+            return
         folder = work / f"side{number}"
         prepare(folder, source)
         if number < _OFF:
@@ -285,14 +350,14 @@ def main() -> None:
             f"{options.calls} calls each, in turns of {options.calls // TURNS}; p50 / p95 in ms;"
             " ratios of p50 to ICEBURG's way\n"
         )
-        print("| operation | " + " | ".join(SIDES) + " | dual | alone |")
-        print("| --- |" + " ---: |" * (len(SIDES) + 2))
+        print("| operation | " + " | ".join(SIDES) + " | dual | alone | bare |")
+        print("| --- |" + " ---: |" * (len(SIDES) + 3))
         for operation in calls[SIDES[_OFF]]:
             slow = operation.startswith(("search", "count"))
             found = measure(operation, calls, options.calls // (5 if slow else 1))
             print(row(operation, found), flush=True)
         for _, side in all_sides:
-            if isinstance(side, UnifiedDatabase):
+            if not isinstance(side, Legacy):
                 side.close()
     finally:
         server.stop("immediate")
@@ -324,7 +389,8 @@ def row(operation: str, found: dict[str, tuple[float, float]]) -> str:
     """Write a row of the table."""
     cells = [f"{found[name][0]:.2f} / {found[name][1]:.2f}" if name in found else "" for name in SIDES]
     base = found.get(SIDES[0], found[SIDES[_OFF]])[0]
-    ratios = [f"{found[name][0] / base:.2f}" for name in (SIDES[_DUAL], SIDES[_ALONE])]
+    compared = (SIDES[_DUAL], SIDES[_ALONE], SIDES[_BARE])
+    ratios = [f"{found[name][0] / base:.2f}" if name in found else "" for name in compared]
     return f"| {operation} | " + " | ".join([*cells, *ratios]) + " |"
 
 

@@ -215,6 +215,7 @@ def check_prefix_of_lines(target: TargetRows, source: str, contents: dict[str, l
     for raw in contents[position.log_id]:
         if position.position <= len(raw):
             found.append(list(differences(dataset, read_lines(raw[: position.position]), held)))
+    require("Prefix", found, f"{source} at {position.position}: the file was never so long")
     require("Prefix", not all(found), lambda: f"{source} at {position.position}: {found[-1][:5]}")
     return position
 
