@@ -127,9 +127,9 @@ def test_a_migration_that_is_killed_again_and_again_ends_the_same(
     rng = random.Random(20 + group)
     killed = 0
     for number in range(KILLS // 2):
-        # The first before there is a schema or soon after, the others among the batches.
-        batches = -1 if number == 0 else rng.randrange(1, 12)
-        killed += run_and_kill(database, directory, batches, rng.uniform(0, 0.3), group=group)
+        # The first before there is a schema or soon after, the others among the batches, of which there are some fifty.
+        batches = -1 if number == 0 else rng.randrange(1, 6)
+        killed += run_and_kill(database, directory, batches, rng.uniform(0, 0.1), group=group)
     assert killed > 2
     migrate_fully(database, directory)
     assert_no_duplicates(database)

@@ -40,8 +40,9 @@ def test_files_are_made_on_first_use_with_iceburgs_tables(tmp_path: Path) -> Non
         made.conversations.newest()
         made.matrix.get("a")
         made.telemetry.newest()
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["conversations.db", "matrix.db"]
+        assert sorted(path.name for path in tmp_path.glob("*.db")) == ["conversations.db", "matrix.db"]
         made.telemetry.append({})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["conversations.db", "matrix.db", "telemetry"]
     assert (tmp_path / "telemetry" / "events.jsonl").exists()
     names = "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY name"
     assert rows(tmp_path / "conversations.db", names) == [

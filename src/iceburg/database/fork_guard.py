@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Protocol
 
 PATIENCE = 60.0
@@ -47,23 +46,28 @@ def register(aware: ForkAware) -> None:
         _aware.add(aware)
 
 
-@contextmanager
-def active() -> Iterator[None]:
+class active:  # noqa: N801 - used as the function that it was, and a generator for each call takes twice the time
     """Do something during which this process must not fork; may be nested."""
-    state = _state
-    depth = getattr(state.mine, "depth", 0)
-    if not depth:
-        with state.changed:
-            # A nested use does not wait: the fork waits for the outer one.
-            while state.forking:
-                state.changed.wait()
-            state.working += 1
-    state.mine.depth = depth + 1
-    try:
-        yield
-    finally:
-        state.mine.depth = depth
-        if not depth and state is _state:  # not in a child
+
+    __slots__ = ("_depth", "_state")
+
+    def __enter__(self) -> None:
+        self._state = state = _state
+        self._depth = depth = getattr(state.mine, "depth", 0)
+        if not depth:
+            with state.changed:
+                # A nested use does not wait: the fork waits for the outer one.
+                while state.forking:
+                    state.changed.wait()
+                state.working += 1
+        state.mine.depth = depth + 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        state = self._state
+        state.mine.depth = self._depth
+        if not self._depth and state is _state:  # not in a child
             with state.changed:
                 state.working -= 1
                 if state.forking:

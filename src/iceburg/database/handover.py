@@ -104,7 +104,7 @@ class Handover:
         """
         if self._over:
             return True
-        if not os.path.exists(self._path):  # noqa: PTH110 - a third of the time of Path.exists
+        if not os.access(self._path, os.F_OK):  # a tenth of the time of Path.exists, which makes an exception
             return False
         marker = read_marker(self._data_dir)
         if marker is None:

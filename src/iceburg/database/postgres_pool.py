@@ -6,7 +6,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -87,8 +88,7 @@ class PostgresPool:
         connection.prepare_threshold = 0
         prepare_loaders(connection)
 
-    @contextmanager
-    def connection(self, patience: float | None = None) -> Iterator[psycopg.Connection[Any]]:
+    def connection(self, patience: float | None = None) -> AbstractContextManager[psycopg.Connection[Any]]:
         """Borrow a connection, in autocommit mode; within `in_snapshot` or `pinned` it is that one.
 
         Parameters
@@ -101,22 +101,16 @@ class PostgresPool:
         TargetError
             No connection in time, or the server has ended it or cannot work; `LostError` where it has ended.
         """
-        pinned = getattr(self._mine, "pinned", None)
-        if pinned is not None:
-            yield pinned
-            return
-        borrowed = self._borrow(self._timeout if patience is None else patience)
-        try:
-            yield borrowed
-        except psycopg.OperationalError as error:
-            explained = self._explained(error, ended=borrowed.closed)
-            if explained is None:
-                raise
-            raise explained from error
-        finally:
-            self.pool.putconn(borrowed)
+        return _Loan(self, self._timeout if patience is None else patience)
 
-    def _borrow(self, patience: float) -> psycopg.Connection[Any]:
+    def lent(self, connection: psycopg.Connection[Any]) -> None:
+        """Note that somebody begins to use a connection."""
+
+    def returned(self, connection: psycopg.Connection[Any]) -> None:
+        """Note that this use of it is over."""
+
+    def borrow(self, patience: float) -> psycopg.Connection[Any]:
+        """Take a connection from the pool; see `connection`, which gives it back."""
         if not self._opened:
             with self._lock:
                 if not self._opened:
@@ -153,7 +147,8 @@ class PostgresPool:
             hint="Is the server running? Are ICEBURG_POOL_MAX connections enough?",
         )
 
-    def _explained(self, error: psycopg.OperationalError, *, ended: bool) -> TargetError | None:
+    def explained(self, error: psycopg.OperationalError, *, ended: bool) -> TargetError | None:
+        """Return what an error on a connection means; None where the server works, and has something against it."""
         state = error.sqlstate or ""
         reason = str(error).strip().partition("\n")[0]
         if state == _CANCELLED:
@@ -176,8 +171,14 @@ class PostgresPool:
             self.pool.close()
 
     @property
+    def pinned_connection(self) -> psycopg.Connection[Any] | None:
+        """The one that this thread uses for everything; None where there is none."""
+        found: psycopg.Connection[Any] | None = getattr(self._mine, "pinned", None)
+        return found
+
+    @property
     def _is_pinned(self) -> bool:
-        return getattr(self._mine, "pinned", None) is not None
+        return self.pinned_connection is not None
 
     def in_snapshot(self, call: Callable[[], T]) -> T:
         """Return what a call returns of which every read, in this thread, sees the same state."""
@@ -214,6 +215,38 @@ class PostgresPool:
             if self._is_pinned or time.monotonic() - started > _AT_ONCE:
                 raise
         return call()
+
+
+class _Loan:
+    """A use of a connection; a class, because a generator for each read takes a fiftieth of its time."""
+
+    __slots__ = ("_borrowed", "_connection", "_patience", "_pool")
+
+    def __init__(self, pool: PostgresPool, patience: float) -> None:
+        self._pool = pool
+        self._patience = patience
+
+    def __enter__(self) -> psycopg.Connection[Any]:
+        pool = self._pool
+        pinned = pool.pinned_connection
+        self._borrowed = pinned is None
+        self._connection = pool.borrow(self._patience) if pinned is None else pinned
+        pool.lent(self._connection)
+        return self._connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pool, connection = self._pool, self._connection
+        pool.returned(connection)
+        if not self._borrowed:
+            return
+        ended = connection.closed
+        pool.pool.putconn(connection)
+        if isinstance(error, psycopg.OperationalError):
+            explained = pool.explained(error, ended=ended)
+            if explained is not None:
+                raise explained from error
 
 
 def _noting(note: Callable[[str | None], None]) -> type[psycopg.Connection[Any]]:

@@ -156,12 +156,19 @@ class Synchroniser:
     @contextlib.contextmanager
     def watched(self, connection: psycopg.Connection, patience: float | None = None) -> Iterator[None]:
         """Have a connection cut if what is done with it meanwhile takes longer than the patience."""
-        key = id(connection)
-        self._deadlines[key] = time.monotonic() + (patience or self._patience), connection
+        self.watch(connection, patience)
         try:
             yield
         finally:
-            self._deadlines.pop(key, None)
+            self.unwatch(connection)
+
+    def watch(self, connection: psycopg.Connection, patience: float | None = None) -> None:
+        """Have a connection cut after the patience, unless `unwatch` is called before."""
+        self._deadlines[id(connection)] = time.monotonic() + (patience or self._patience), connection
+
+    def unwatch(self, connection: psycopg.Connection) -> None:
+        """Leave a connection alone from now on."""
+        self._deadlines.pop(id(connection), None)
 
     def catch_up(self, source: str, upto: int | None = None) -> bool:
         """Apply what is pending of a source; return whether PostgreSQL has it all, as far as is known.

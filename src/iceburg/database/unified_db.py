@@ -65,10 +65,13 @@ class _WatchedSession(PostgresSession):
 
     synchroniser: Synchroniser
 
-    @contextmanager
-    def connection(self, patience: float | None = None) -> Iterator[psycopg.Connection]:
-        with super().connection(patience) as connection, self.synchroniser.watched(connection):
-            yield connection
+    def lent(self, connection: psycopg.Connection) -> None:
+        """See `PostgresPool.lent`."""
+        self.synchroniser.watch(connection)
+
+    def returned(self, connection: psycopg.Connection) -> None:
+        """See `PostgresPool.returned`."""
+        self.synchroniser.unwatch(connection)
 
 
 class _DualTarget:
