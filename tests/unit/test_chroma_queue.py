@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from iceburg.sources.chroma_catalogue import choose_distance, first_value, sequence_number
@@ -50,6 +50,8 @@ def test_a_complete_queue_tells_every_vector(steps: list[tuple[int, str, bool]],
 
 
 @given(steps=STEPS, taken_in=st.integers(0, 40), pruned=st.integers(0, 40))
+@example(steps=[(UPDATE, "d", True), (ADD, "d", True)], taken_in=1, pruned=0)
+@example(steps=[(UPDATE, "d", True), (UPDATE, "d", True), (ADD, "d", True)], taken_in=1, pruned=0)
 def test_a_pruned_queue_never_tells_a_wrong_vector(
     steps: list[tuple[int, str, bool]], taken_in: int, pruned: int
 ) -> None:
@@ -68,6 +70,22 @@ def test_a_pruned_queue_never_tells_a_wrong_vector(
                 assert found.settled[identity][0] == seq
             elif identity in found.settled and seq >= min(pruned, taken_in):
                 assert seq in found.settled[identity]
+
+
+@pytest.mark.parametrize("taken_in", [0, 5])
+def test_an_update_before_an_add_may_have_done_nothing(taken_in: int) -> None:
+    """Chroma passes over an update of what is not there; whether it was, is not in a queue that was pruned."""
+    operations = [Operation(5, UPDATE, "a", True), Operation(9, ADD, "a", True)]
+    found = locate_vectors(operations, taken_in, None, complete=False)
+    assert found.pending == {"a": 9}
+    assert found.doubtful == {9}  # the tables tell; where it did nothing, the update has set the vector:
+    assert found.settled == {"a": (5,)}
+    assert found.certain == {"a"}
+    if taken_in:
+        found = locate_vectors(operations, taken_in, {"a"}, complete=False)
+        assert (found.pending, found.settled) == ({}, {"a": (5,)})
+        found = locate_vectors(operations, taken_in, {"b"}, complete=False)
+        assert (found.pending, found.settled, found.certain) == ({"a": 9}, {}, set())
 
 
 def test_an_add_of_unknown_effect_is_doubtful() -> None:

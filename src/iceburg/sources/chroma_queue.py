@@ -105,32 +105,51 @@ def locate_vectors(
         Whether the queue has every operation since the collection was made.
     """
     found = VectorPositions()
-    # Ids that the queue proves to have been there, or not, before the operation at hand.
-    proved: set[str] = set()
-    absent: set[str] = set()
+    ids = _Ids()
     for op in operations:
         if op.seq > taken_in:
-            _apply(found, op, in_index)
+            _apply(found, ids, op, in_index)
         elif op.operation == DELETE:
             found.settled.pop(op.id, None)
             found.certain.discard(op.id)
-            proved.discard(op.id)
-            absent.add(op.id)
+            ids.proved.discard(op.id)
+            ids.assumed.discard(op.id)
+            ids.absent.add(op.id)
         elif op.has_vector:
-            _settle(found, proved, op, known_absent=op.id in absent or (complete and op.id not in proved))
-            if op.id in proved:
-                absent.discard(op.id)
+            _settle(found, ids, op, known_absent=op.id in ids.absent or (complete and op.id not in ids.proved))
+            if op.id in ids.proved:
+                ids.absent.discard(op.id)
     return found
 
 
-def _settle(found: VectorPositions, proved: set[str], op: Operation, *, known_absent: bool) -> None:
-    earlier = found.settled.get(op.id, ())
+@dataclass(slots=True)
+class _Ids:
+    """What the queue proves of ids before the operation at hand.
+
+    Attributes
+    ----------
+    proved, absent
+        Those that were there, or not, as far as operations go that the index has taken in.
+    assumed
+        Those of which the last vector is an UPDATE's that did nothing if the id was not there.
+    """
+
+    proved: set[str] = field(default_factory=set)
+    absent: set[str] = field(default_factory=set)
+    assumed: set[str] = field(default_factory=set)
+
+
+def _settle(found: VectorPositions, ids: _Ids, op: Operation, *, known_absent: bool) -> None:
+    proved, earlier = ids.proved, found.settled.get(op.id, ())
     if op.operation == UPSERT or (op.operation == UPDATE and op.id in proved) or (op.operation == ADD and known_absent):
         found.settled[op.id] = (op.seq,)
         found.certain.add(op.id)
         proved.add(op.id)
+        ids.assumed.discard(op.id)
     elif op.operation == UPDATE and not known_absent:
         # Without a later ADD the record must have been there, since the tables still have it.
+        if not earlier:
+            ids.assumed.add(op.id)
         found.settled[op.id] = (op.seq, *earlier)
         found.certain.add(op.id)
     elif op.operation == ADD and op.id not in proved:
@@ -138,26 +157,51 @@ def _settle(found: VectorPositions, proved: set[str], op: Operation, *, known_ab
         found.settled[op.id] = (op.seq, *earlier)
         found.certain.discard(op.id)
         found.doubtful.add(op.seq)
+        ids.assumed.discard(op.id)
 
 
-def _apply(found: VectorPositions, op: Operation, in_index: Container[str] | None) -> None:
+def _apply(found: VectorPositions, ids: _Ids, op: Operation, in_index: Container[str] | None) -> None:
     if op.operation == DELETE:
         found.pending.pop(op.id, None)
         found.settled.pop(op.id, None)
         found.certain.discard(op.id)
         found.removed.add(op.id)
+        ids.assumed.discard(op.id)
         return
     if not op.has_vector:
         return
+    if op.id in ids.assumed:
+        if in_index is None and op.operation == ADD:
+            _doubt(found, op)
+            ids.assumed.discard(op.id)
+            return
+        if in_index is not None and op.id not in in_index:
+            # What updated it did nothing.
+            found.settled.pop(op.id, None)
+            found.certain.discard(op.id)
+        if in_index is not None or op.operation == UPSERT:
+            ids.assumed.discard(op.id)
     present = op.id in found.pending or op.id in found.settled
     if in_index is None and not present and op.id not in found.removed:
         found.pending[op.id] = op.seq
         if op.operation == ADD:
             found.doubtful.add(op.seq)
+        elif op.operation == UPDATE:
+            ids.assumed.add(op.id)
         return
     present = present or (in_index is not None and op.id in in_index and op.id not in found.removed)
     if op.operation == UPSERT or (op.operation == ADD) != present:
         found.pending[op.id] = op.seq
+
+
+def _doubt(found: VectorPositions, add: Operation) -> None:
+    """Take an ADD after an UPDATE: one of them did nothing, and if it was the ADD, the other has set the vector."""
+    updated = found.pending.get(add.id)
+    if updated is not None:
+        found.settled[add.id] = (updated, *found.settled.get(add.id, ()))
+        found.certain.add(add.id)
+    found.pending[add.id] = add.seq
+    found.doubtful.add(add.seq)
 
 
 def fetch_vectors(connection: sqlite3.Connection, positions: Iterable[int]) -> dict[int, bytes]:
