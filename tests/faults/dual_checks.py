@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -122,6 +122,13 @@ class TargetRows:
     def __init__(self, connection: psycopg.Connection, names: SchemaNames) -> None:
         self.connection = connection
         self.names = names
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Have all that is read see one state: a commit that nobody waits for may come at any moment."""
+        with self.connection.transaction():
+            self.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield
 
     def datasets(self, source: str) -> list[Dataset]:
         """Return the datasets of a source."""

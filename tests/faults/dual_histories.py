@@ -435,7 +435,7 @@ def an_actor_dies_before_its_commit(do: Player) -> None:
     do.put("e0", name="two")
     do.midst(entities("e1"), "begun", "crash")
     do.read(1)
-    do.midst(operations.append([{"event_type": "gone"}]), "begun", "crash", actor=1)
+    do.midst(operations.append([{"event_type": "gone"}]), "uncommitted", "crash", actor=1)
 
 
 @history()

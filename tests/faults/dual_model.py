@@ -261,8 +261,10 @@ class DualMachine(RuleBasedStateMachine):
             return
         target = self.opened_target()
         for store in SQLITE_STORES:
-            check_prefix(target, self.source(store), self.histories[store])
-        check_prefix_of_lines(target, self.source("telemetry"), self.lines)
+            with target.snapshot():
+                check_prefix(target, self.source(store), self.histories[store])
+        with target.snapshot():
+            check_prefix_of_lines(target, self.source("telemetry"), self.lines)
 
     def compare_read(self, actor: UnifiedDatabase, read: Read, check: str = "Read your writes") -> None:
         """**Read your writes**: an actor reads what the files hold, whoever wrote it."""
