@@ -23,6 +23,7 @@ from iceburg.database.flag import write_flag
 from iceburg.database.pairs import same
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.shadow import ShadowReads
+from iceburg.database.synchroniser import Synchroniser
 from iceburg.errors import SourceError, UsageError
 from tests.conftest import FAST, make_server_home, remove_server_home
 from tests.contract.values import at_once
@@ -195,7 +196,11 @@ def test_a_write_that_is_saved_is_not_reported_as_failed(
             db.save_conversation("c", "q", "a")
 
 
-def test_a_call_that_is_wrong_says_nothing_of_postgres(tmp_path: Path, database: str) -> None:
+def test_a_call_that_is_wrong_says_nothing_of_postgres(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody else asks the breaker.
+    monkeypatch.setattr(Synchroniser, "start", lambda self: None)
     with UnifiedDatabase(settings_of(tmp_path, database, postgres_timeout=30)) as db:
         db.embeddings.add("c", ["a"], [[1.0, 2.0]])
         assert len(db.embeddings.query("c", [1.0, 2.0])) == 1
