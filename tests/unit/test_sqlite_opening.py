@@ -416,8 +416,10 @@ def test_files_that_are_no_databases(source: Path) -> None:
     assert "is a directory" in broken(path)
 
 
-def test_a_truncated_database_says_both_sizes(source: Path) -> None:
-    path = make(source / "a.db", rows=5_000)
+@pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "PERSIST"])
+def test_a_truncated_database_says_both_sizes(source: Path, mode: str) -> None:
+    """Also beside a journal that is only kept, in which the missing pages are not."""
+    path = make(source / "a.db", f"PRAGMA journal_mode = {mode}", rows=5_000)
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.truncate(size // 2)

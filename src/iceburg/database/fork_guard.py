@@ -46,7 +46,7 @@ def register(aware: ForkAware) -> None:
         _aware.add(aware)
 
 
-class active:  # noqa: N801 - used as the function that it was, and a generator for each call takes twice the time
+class active:  # noqa: N801 - used like a function; every call of the layer goes through it, a generator costs more
     """Do something during which this process must not fork; may be nested."""
 
     __slots__ = ("_depth", "_state")

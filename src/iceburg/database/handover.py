@@ -104,7 +104,7 @@ class Handover:
         """
         if self._over:
             return True
-        if not os.access(self._path, os.F_OK):  # a tenth of the time of Path.exists, which makes an exception
+        if not os.access(self._path, os.F_OK):  # Path.exists makes an exception of each file that is not there
             return False
         marker = read_marker(self._data_dir)
         if marker is None:

@@ -218,7 +218,7 @@ class PostgresPool:
 
 
 class _Loan:
-    """A use of a connection; a class, because a generator for each read takes a fiftieth of its time."""
+    """A use of a connection; a class, because every read goes through it, and a generator costs more."""
 
     __slots__ = ("_borrowed", "_connection", "_patience", "_pool")
 

@@ -1,12 +1,11 @@
 """A read of PostgreSQL by a prepared statement, whose answer is watched for before it is waited for.
 
-Reading a record takes a server on the same machine some 0.02 ms. Whoever sleeps meanwhile is woken on a processor that
-sleeps, too, and that takes longer than the read. So the socket is watched for a moment, in which other threads and
-programs may go first; an answer that takes longer is waited for as ever, and a statement whose answers do is no longer
-watched for, but now and then; nor is any while there are more programs to run than processors.
+A server on the same machine reads a record in less time than it takes to wake whoever has slept meanwhile, on a
+processor that sleeps, too. So the socket is watched for a moment, in which other threads and programs may go first; an
+answer that takes longer is waited for as ever, and a statement whose answers do is no longer watched for, but now and
+then; nor is any while there are more programs to run than processors.
 
-It speaks to libpq itself (https://www.postgresql.org/docs/current/libpq-async.html), because of a read's time a
-cursor's own part is a tenth.
+It speaks to libpq itself (https://www.postgresql.org/docs/current/libpq-async.html): a cursor waits in its own way.
 
 Rejected: asking only a thread that is kept awake (each read would be handed over twice); reading ahead, or keeping
 answers (nothing says in PostgreSQL alone that they still count).
@@ -24,7 +23,7 @@ import psycopg
 from psycopg import generators, pq
 from psycopg.adapt import PyFormat, Transformer
 
-# Twice to five times what a read takes that is answered on the same machine.
+# Long enough for a read of some records on the same machine; seconds.
 _MOMENT: Final = 0.0002
 # Whoever is not run for so long while it watches has a processor to share. It would be put aside again and again, where
 # one that sleeps is run as soon as its answer is there; so it sleeps for a while. Seconds.

@@ -124,7 +124,7 @@ class Uncommitted:
             PostgreSQL cannot do it now; nothing was written.
         """
         try:
-            result = self._worked or self._result()
+            result = self._result() if self._worked is None else self._worked
             well = result.status == pq.ExecStatus.TUPLES_OK and result.get_value(0, 0) == b"1"
             if not well:
                 self._pgconn.pipeline_sync()
