@@ -1,7 +1,8 @@
 """Databases for the contract, quickly; and which of its many cases `make test` tries on every side.
 
 The contract has some 450 cases. On the two sides themselves all of them are tried every time. In the forms that only
-pass calls on (dual, cut half-way, asyncio) `make test` tries a fixed eighth, and `make contract` all of them.
+pass calls on (dual, cut half-way, asyncio), or have little of their own, `make test` tries a fixed eighth, and
+`make contract` all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from iceburg.database.connection import check_server
 from iceburg.database.schema import apply_schema, schema_names
 from tests.databases import fresh_database, name_of
 
-_PASSING_ON = ("contract/test_dual.py", "contract/test_async.py")
+_PASSING_ON = ("contract/test_dual.py", "contract/test_async.py", "contract/test_postgres_irregular.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

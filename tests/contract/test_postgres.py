@@ -27,6 +27,7 @@ DELETE FROM conversations; DELETE FROM matrix_entities; DELETE FROM matrix_relat
 DELETE FROM embeddings; DELETE FROM embedding_collections; DELETE FROM vectors.collections;
 DELETE FROM iceburg_migration.originals; DELETE FROM iceburg_migration.quarantine;
 DELETE FROM iceburg_migration.datasets WHERE dataset_id NOT IN (SELECT dataset_id FROM kept_datasets);
+UPDATE iceburg_migration.datasets SET regular = TRUE;
 UPDATE iceburg_migration.sources s SET description = k.description FROM kept_sources k WHERE k.source_id = s.source_id
 """
 

@@ -29,6 +29,9 @@ _END = "<!-- mutations: end -->"
 _SECONDS = 420
 
 
+_REGULAR = ("tests/integration/test_regular_reads.py",)
+
+
 @dataclass(frozen=True)
 class Mutation:
     """A guard, and the code without it.
@@ -232,6 +235,34 @@ MUTATIONS = (
         "postgres_session.py",
         "                if quarantined:\n",
         "                if False:\n",
+    ),
+    Mutation(
+        "a short read finds rows only while nothing was kept beside them",
+        "read_statement.py",
+        " AND d.regular {beside}",
+        " {beside}",
+        tests=_REGULAR,
+    ),
+    Mutation(
+        "a walk depends on what is kept beside the entities, too",
+        "read_statement.py",
+        "AND (SELECT x.regular FROM {state}.datasets x WHERE x.dataset_id = {other})",
+        "AND {other} = {other}",
+        tests=_REGULAR,
+    ),
+    Mutation(
+        "a short read finds rows only of the definition that it was made for",
+        "read_statement.py",
+        " AND d.generation = {generation}",
+        " AND {generation} = {generation}",
+        tests=_REGULAR,
+    ),
+    Mutation(
+        "what is kept first makes a dataset irregular",
+        "schema/0009_regular.sql",
+        "    WHERE d.regular AND",
+        "    WHERE FALSE AND",
+        tests=_REGULAR,
     ),
     Mutation(
         "a file is armed before the write, not after",

@@ -18,6 +18,8 @@ _CHOSEN = (
     "a stale sequence",
     "an index that is not valid",
     "a disabled trigger",
+    "a disabled trigger of the originals",
+    "a dataset taken for regular",
     "an index more",
 )
 

@@ -258,6 +258,17 @@ DAMAGES: Final = (
     ),
     Damage("a disabled trigger", "ALTER TABLE s.child DISABLE TRIGGER ALL", False),
     Damage(
+        "a disabled trigger of the originals",
+        "ALTER TABLE iceburg_migration.originals DISABLE TRIGGER kept_noted",
+        False,
+    ),
+    Damage(
+        "a dataset taken for regular",
+        "UPDATE iceburg_migration.datasets d SET regular = TRUE WHERE EXISTS"
+        " (SELECT FROM iceburg_migration.originals o WHERE o.dataset_id = d.dataset_id)",
+        False,
+    ),
+    Damage(
         "a trigger that changes what is written",
         "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS"
         " 'BEGIN RETURN NULL; END'; CREATE TRIGGER meddle BEFORE INSERT ON matrix_entities FOR EACH ROW EXECUTE"

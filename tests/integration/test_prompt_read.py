@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from typing import Any
 
 import psycopg
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from iceburg.database import prompt_read
 from iceburg.database.connection import connect
-from iceburg.database.prompt_read import _NOW_AND_THEN, _REST, _SLOW, PromptReader
+from iceburg.database.prompt_read import _PASSED_OVER, _REST, _SLOW, PromptReader
 from tests.support import run_sql
 
 
@@ -77,16 +78,21 @@ def test_an_answer_that_takes_long_is_waited_for(reader: PromptReader) -> None:
 def test_answers_that_take_long_are_seldom_watched_for(reader: PromptReader, monkeypatch: pytest.MonkeyPatch) -> None:
     statement = b"SELECT pg_sleep($1)::text"
     monkeypatch.setattr(prompt_read, "_MOMENT", -1.0)
-    for _ in range(_SLOW):
-        reader.fetch(statement, [0.05])
-    (prepared,) = reader._prepared.values()
-    assert prepared.slow == _SLOW
+    passed_over = []
+    for _ in range(130):
+        reader.fetch(statement, [0.0005])
+        (prepared,) = reader._prepared.values()
+        passed_over.append(prepared.passed_over)
+    # Watched for, and too late, where the number rises.
+    assert [n for before, n in pairwise([0, *passed_over]) if n > before] == [1, 2, 4, 8, 16, 32, 64]
+    assert max(passed_over) == _PASSED_OVER
+    assert passed_over[: _SLOW - 1] == [0] * (_SLOW - 1)
     monkeypatch.setattr(prompt_read, "_MOMENT", 60.0)
-    fetched = 0
-    while prepared.slow:  # until it is watched for again, and turns out to be answered at once
+    while prepared.passed_over:
         reader.fetch(statement, [0.0])
-        fetched += 1
-    assert fetched == _NOW_AND_THEN - _SLOW + 1
+    assert prepared.slow
+    reader.fetch(statement, [0.0])  # watched for, and there
+    assert not prepared.slow
 
 
 def test_who_has_to_share_the_processor_sleeps(reader: PromptReader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,3 +169,26 @@ def test_a_read_can_be_interrupted(
     assert time.monotonic() - started < 25
     if not connection.closed:
         assert reader.fetch(b"SELECT 1", []) == [(1,)]
+
+
+def test_something_is_done_while_the_answer_is_on_its_way(reader: PromptReader, connection: psycopg.Connection) -> None:
+    seen = []
+
+    def look() -> None:
+        seen.append(connection.info.transaction_status)
+
+    assert reader.fetch(b"SELECT 1", [], look) == [(1,)]
+    assert seen == [psycopg.pq.TransactionStatus.ACTIVE]
+
+
+def test_what_goes_wrong_meanwhile_is_said_once_the_answer_is_there(
+    reader: PromptReader, connection: psycopg.Connection
+) -> None:
+    def fail() -> None:
+        raise LookupError("meanwhile")
+
+    for statement in (b"SELECT pg_sleep(0.05)::text", b"SELECT 1 / 0"):
+        with pytest.raises(LookupError, match="meanwhile"):
+            reader.fetch(statement, [], fail)
+        assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert reader.fetch(b"SELECT 2", []) == [(2,)]

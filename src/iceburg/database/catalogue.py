@@ -84,6 +84,10 @@ class Dataset:
         What of the structure was not carried over, in words.
     losses
         What of its records the source had lost before: kind, ids, detail.
+    generation
+        Changes with `definition` and the table.
+    regular
+        Whether nothing was ever kept beside its rows.
     """
 
     dataset_id: int
@@ -100,6 +104,8 @@ class Dataset:
     seconds: float
     notes: list[str]
     losses: list[dict[str, Any]]
+    generation: int
+    regular: bool
 
     def mapping(self) -> Mapping[Any]:
         """Build the mapping that the definition describes."""

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from iceburg.database.protocol import Conversation, Entity, Relationship
 from iceburg.records import Value
 
 Columns = Mapping[str, Value]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def quickly(made: Callable[P, T]) -> Callable[P, T]:
+    """Return what makes objects of a frozen dataclass with slots of all its fields, in their order, in half the time.
+
+    Such a class sets each field by its name, past its own guard; this knows where the fields lie. It is written as text
+    for the reason for which `dataclasses` does it: a loop costs more than what it goes around.
+    """
+    cls: Any = made
+    fields = cls.__slots__
+    known = {f"set_{name}": getattr(cls, name).__set__ for name in fields}
+    lines = [f"set_{name}(made, {name})" for name in fields]
+    text = f"def make({', '.join(fields)}):\n made = new(cls)\n " + "\n ".join(lines) + "\n return made"
+    scope: dict[str, Any] = {**known, "new": cls.__new__, "cls": cls}
+    exec(text, scope)  # noqa: S102 - of the names of fields alone
+    found: Callable[P, T] = scope["make"]
+    return found
+
+
+quick_conversation = quickly(Conversation)
+quick_entity = quickly(Entity)
+quick_relationship = quickly(Relationship)
 
 
 def json_text(value: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
@@ -27,6 +28,8 @@ Originals: TypeAlias = dict[str, Value]
 
 _DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
 _LONG_NUMBER: Final = b"0" * 16
+# Characters of a time without a fraction of a second, and with microseconds.
+_AS_PYTHON: Final = (19, 26)
 # Where identities are texts; all others are numbers.
 _KEY_FIELDS: Final = {"entities": (ENTITIES.key,), "relationships": (RELATIONSHIPS.key,)}
 
@@ -119,8 +122,6 @@ class Answer:
         The dataset.
     rows
         As selected.
-    state
-        What they are as of: reads of the same state of a source have the same.
     odd
         Whether there are originals of the fields asked about.
     kept
@@ -131,7 +132,6 @@ class Answer:
 
     bound: Bound
     rows: list[Fetched]
-    state: tuple[Any, ...] = ()
     odd: bool = False
     kept: bool = False
     originals: dict[bytes | str, Originals] = field(default_factory=dict)
@@ -169,3 +169,20 @@ def stored_json(text: str | None) -> Any:
     raw = text.encode()
     # A number of fewer digits is the same to both readers; ``jsonb`` prints no exponents.
     return json.loads(text) if _LONG_NUMBER in raw.translate(_DIGITS) else orjson.loads(raw)
+
+
+def written_time(text: str) -> str:
+    """Return a point in time that PostgreSQL printed as `datetime.isoformat` does, but for the letter between.
+
+    Raises
+    ------
+    BehindError
+        Another program has written a time that Python has not.
+    """
+    if len(text) in _AS_PYTHON:
+        return text
+    try:
+        # PostgreSQL prints no zeros at the end.
+        return datetime.fromisoformat(text).isoformat(" ")
+    except ValueError as error:
+        raise BehindError(f"a row was changed by another program: {text!r}") from error

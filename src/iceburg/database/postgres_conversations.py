@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any, Final, LiteralString
 
 from iceburg.database import conversion
 from iceburg.database.arguments import conversation_columns, is_number, is_text, limited
 from iceburg.database.network import bytewise
-from iceburg.database.postgres_answer import Answer, Fetched, stored_json
+from iceburg.database.postgres_answer import Answer, Fetched, stored_json, written_time
 from iceburg.database.postgres_change import NEXT_NUMBER, Change
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Conversation
+from iceburg.database.read_statement import FIND, ShortRead
 from iceburg.mappings.conversations import COLUMNS
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import usable_text
@@ -33,6 +35,13 @@ _NEWEST: Final[LiteralString] = """
 SELECT * FROM (SELECT {columns} FROM {table} AS t WHERE {owned} %s
                ORDER BY t."timestamp" DESC, t.row_id DESC %s) AS t LIMIT $1
 """
+# What a regular exchange is made of; times as texts, which are nearly those that are wanted.
+_SHORT: Final[LiteralString] = (
+    't.query, t.row_id, t.conversation_id, t."timestamp"::text AS at, t.response, t.agent, t.mode,'
+    " t.metadata::text AS data, t.created_at::text AS made"
+)
+_SHORT_BY_ID: Final = ShortRead(FIND + _BY_ID, _SHORT)
+_SHORT_TIME: Final = 3
 _OF_ONE: Final[LiteralString] = " AND t.conversation_id = $2::text"
 _BEFORE: Final[LiteralString] = ' AND (t."timestamp", t.row_id) < (${0}::timestamp, ${1}::bigint)'
 # As the source writes it: the order of these texts is that of the times.
@@ -102,13 +111,18 @@ class PostgresConversations:
         """Return the exchange of a number."""
         if not is_number(conversation):
             return None
-        answer = self._find(conversation)
-        return _conversations(answer)[0] if answer.rows else None
+        found = self._session.regular(self._dataset, _SHORT_BY_ID, self._row_ids(conversation))
+        if found is None:
+            answer = self._find(conversation)
+            return _conversations(answer)[0] if answer.rows else None
+        return _short_conversations(found)[0] if found else None
+
+    def _row_ids(self, conversation: int) -> list[str]:
+        return self._session.bound(self._dataset).row_ids([key_text((int(conversation),))])
 
     def _find(self, conversation: int) -> Answer:
-        key = key_text((int(conversation),))
-        row_ids = self._session.bound(self._dataset).row_ids([key])
-        return self._session.find(self._dataset, _BY_ID, row_ids, keys=[key])
+        keys = [key_text((int(conversation),))]
+        return self._session.find(self._dataset, _BY_ID, self._row_ids(conversation), keys=keys)
 
     def newest(
         self, conversation_id: str | None = None, limit: int = 100, before: Conversation | None = None
@@ -121,8 +135,12 @@ class PostgresConversations:
             return []
         time = None if before is None else _regular(before.timestamp)
         if before is None or time is not None:
-            answer = self._newest(conversation_id, limit, before, time)
             # Those without a time come first in PostgreSQL and last in SQLite.
+            condition, values = _place_of(conversation_id, limit, before, time)
+            found = self._session.regular(self._dataset, _short_newest(condition, few=limit <= _FEW), values)
+            if found is not None and not (found and found[0][_SHORT_TIME] is None):
+                return _short_conversations(found)
+            answer = self._newest(conversation_id, limit, before, time)
             if not answer.odd and not (answer.rows and answer.rows[0][_TIME] is None):
                 return _conversations(answer)
         return self._session.in_snapshot(lambda: self._newest_exactly(conversation_id, limit, before))
@@ -135,17 +153,8 @@ class PostgresConversations:
         time: datetime | None,
         further: LiteralString = "",
     ) -> Answer:
-        condition, values = further, [limit]
-        if conversation_id is not None:
-            condition += _OF_ONE
-            values.append(usable_text(conversation_id))  # type: ignore[arg-type]
-        if before is not None:
-            text = before.timestamp if isinstance(before.timestamp, str) else ""
-            places = str(len(values) + 1), str(len(values) + 2)
-            condition += (_BEFORE_TEXT if time is None else _BEFORE).format(*places)
-            # Neither a NUL nor what is not UTF-8 has another place among the texts of times than its substitute.
-            values += [time or usable_text(text.replace("\0", "\x01")), before.id]  # type: ignore[list-item]
-        body = _NEWEST % (condition, f"LIMIT {_FEW}" if limit <= _FEW else "")
+        condition, values = _place_of(conversation_id, limit, before, time)
+        body = _NEWEST % (further + condition, f"LIMIT {_FEW}" if limit <= _FEW else "")
         return self._session.find_by(self._dataset, body, values, _DECISIVE)
 
     def _newest_exactly(
@@ -197,6 +206,29 @@ class PostgresConversations:
         return self._session.change(self._dataset, work)
 
 
+def _place_of(
+    conversation_id: str | None, limit: int, before: Conversation | None, time: datetime | None
+) -> tuple[LiteralString, list[Any]]:
+    """Return the condition of those that are asked for, beside the limit, and its values."""
+    condition: LiteralString = ""
+    values: list[Any] = [limit]
+    if conversation_id is not None:
+        condition += _OF_ONE
+        values.append(usable_text(conversation_id))
+    if before is not None:
+        text = before.timestamp if isinstance(before.timestamp, str) else ""
+        places = str(len(values) + 1), str(len(values) + 2)
+        condition += (_BEFORE_TEXT if time is None else _BEFORE).format(*places)
+        # Neither a NUL nor what is not UTF-8 has another place among the texts of times than its substitute.
+        values += [time or usable_text(text.replace("\0", "\x01")), before.id]
+    return condition, values
+
+
+@cache
+def _short_newest(condition: LiteralString, *, few: bool) -> ShortRead:
+    return ShortRead(_NEWEST % (condition, f"LIMIT {_FEW}" if few else ""), _SHORT)
+
+
 def _regular(timestamp: object) -> datetime | None:
     return iso_timestamp(timestamp) if isinstance(timestamp, str) else None
 
@@ -226,3 +258,21 @@ def _conversation(row: Fetched) -> Conversation:
         stored_json(row[_METADATA]),
         None if created is None else created.isoformat(" "),
     )
+
+
+def _short_conversations(rows: list[Fetched]) -> list[Conversation]:
+    make = conversion.quick_conversation
+    return [
+        make(
+            number,
+            conversation_id,
+            time and written_time(time).replace(" ", "T"),
+            query,
+            response,
+            agent,
+            mode,
+            metadata and stored_json(metadata),
+            created and written_time(created),
+        )
+        for query, number, conversation_id, time, response, agent, mode, metadata, created in rows
+    ]

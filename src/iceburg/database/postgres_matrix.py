@@ -9,18 +9,19 @@ from typing import Any, Final, LiteralString
 from iceburg.database import conversion
 from iceburg.database.arguments import entity_rows, is_searchable, is_text, limited, relationship_rows
 from iceburg.database.network import bytewise, walk
-from iceburg.database.postgres_answer import Answer, Columns, Fetched, stored_json
+from iceburg.database.postgres_answer import Answer, Columns, Fetched, stored_json, written_time
 from iceburg.database.postgres_change import Change
-from iceburg.database.postgres_search import WITHOUT_ID, PostgresSearch, contain, decisive
+from iceburg.database.postgres_search import SHORT_ENTITY, WITHOUT_ID, PostgresSearch, contain, decisive
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Entity, Network, Relationship
+from iceburg.database.read_statement import FIND, ShortRead
 from iceburg.database.sqlite_matrix import other_id
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import usable_text
 from iceburg.records import Value
 
 # Where these stand in a row of either table.
-_DATASET, _TYPE, _DOCUMENT, _CREATED = 1, 2, 3, 4
+_TYPE, _DOCUMENT, _CREATED = 2, 3, 4
 
 _IDS: Final = 5_000
 _BY_IDS: Final[LiteralString] = "t.id = ANY($1::text[]::uuid[])"
@@ -30,26 +31,29 @@ _FIRST: Final[LiteralString] = """
 SELECT {columns} FROM {table} AS t WHERE {owned} AND t.id = $1::uuid
 UNION ALL SELECT {columns} FROM {table} AS t WHERE {owned} AND t.id = $2::uuid LIMIT 1
 """
+# As `SHORT_ENTITY`.
+_SHORT_RELATIONSHIP: Final[LiteralString] = (
+    "t.relationship_data::text AS data, t.relationship_type AS kind, t.created_at::text AS made"
+)
+_SHORT_GET: Final = ShortRead(FIND + _BY_ID, SHORT_ENTITY)
 _AT_ENDS: Final[LiteralString] = "(t.source_id = ANY($1::text[]) OR t.target_id = ANY($1::text[]))"
 _AT_END: Final[LiteralString] = "(t.source_id = $1::text OR t.target_id = $1::text)"
-# Both tables have the same columns, each under names of its own.
+_SHORT_AT_END: Final = ShortRead(FIND + _AT_END, _SHORT_RELATIONSHIP)
+_SHORT_AT_ENDS: Final = ShortRead(FIND + _AT_ENDS, _SHORT_RELATIONSHIP)
 _NEAR: Final = 200
 _WITH_ENDS: Final[LiteralString] = """
 WITH r AS MATERIALIZED (SELECT t.* FROM {table} AS t WHERE {owned} AND %s),
      n AS (SELECT unnest(ARRAY[f.source_id, f.target_id]) AS entity_id
            FROM (SELECT source_id, target_id FROM r ORDER BY relationship_id LIMIT 200) AS f
            UNION SELECT unnest($3::text[]))
-SELECT {columns} FROM r AS t
+SELECT {columns}, FALSE AS entity FROM r AS t
 UNION ALL
-SELECT e.id, e.dataset_id, e.entity_type, e.entity_data::text, e.created_at, e.updated_at
-FROM n JOIN {data}.matrix_entities e USING (entity_id)
-WHERE e.dataset_id = (SELECT dataset_id FROM {state}.datasets WHERE name = $2)
+SELECT %s, TRUE FROM n JOIN {data}.matrix_entities t USING (entity_id) WHERE t.dataset_id = $2
 """
-_ODD_ENTITIES: Final[LiteralString] = """
-EXISTS (SELECT FROM {state}.datasets x WHERE x.name = $2
-        AND (EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = x.dataset_id)
-             OR EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = x.dataset_id)))
-"""
+_SHORT_WITH_ENDS: Final = {
+    condition: ShortRead(_WITH_ENDS % (condition, SHORT_ENTITY), _SHORT_RELATIONSHIP, together=True)
+    for condition in (_AT_END, _AT_ENDS)
+}
 _COUNT: Final[LiteralString] = "SELECT count(*), %s FROM {table} AS t WHERE {owned} %s GROUP BY 2"
 _FIELDS: Final[dict[str, LiteralString]] = {"entity_type": "t.entity_type", "source": "t.source"}
 
@@ -98,6 +102,9 @@ class PostgresMatrix:
             return None
         keys = [key_text((entity_id,)), key_text((other_id(entity_id),))]
         row_ids = self._session.bound(self._entities).row_ids(keys)
+        # Asked for the first alone that is found in less time; not found, both are looked for in one snapshot.
+        if short := self._session.regular(self._entities, _SHORT_GET, row_ids[:1]):
+            return _short_entity(*short[0])
         found = _entities(self._session.find_by(self._entities, _FIRST, row_ids, keys=keys))
         return found[0] if found else None
 
@@ -121,6 +128,9 @@ class PostgresMatrix:
         limit = limited(limit)
         if not limit or not is_searchable(text) or not (entity_type is None or is_text(entity_type)):
             return []
+        short = self._search.find_short(text, entity_type, limit)
+        if short is not None:
+            return [_short_entity(*row) for row in short]
         answer = self._search.find(text, entity_type, limit)
         if not answer.odd:
             return _entities(answer)
@@ -151,11 +161,13 @@ class PostgresMatrix:
         if not wanted:
             return []
         usable: list[Any] = [usable_text(one) for one in wanted]
-        if len(usable) == 1:
-            answer = self._session.find(self._relationships, _AT_END, usable)
+        one = len(usable) == 1
+        values = usable if one else [usable]
+        short = self._session.regular(self._relationships, _SHORT_AT_END if one else _SHORT_AT_ENDS, values)
+        if short is not None:
+            found = [_short_relationship(*row) for row in short]
         else:
-            answer = self._session.find(self._relationships, _AT_ENDS, [usable])
-        found = _relationships(answer)
+            found = _relationships(self._session.find(self._relationships, _AT_END if one else _AT_ENDS, values))
         # Several ids may have one substitute.
         found = [one for one in found if one.source_id in wanted or one.target_id in wanted]
         found.sort(key=lambda one: bytewise(one.relationship_id))
@@ -248,20 +260,17 @@ class _Surroundings(PostgresMatrix):
     def _look(self, wanted: list[str], further: list[str]) -> list[Relationship] | None:
         """Return relationships, and note the entities at their ends and further ones; None if there are substitutes."""
         condition, ids = (_AT_END, wanted[0]) if len(wanted) == 1 else (_AT_ENDS, wanted)
-        answer = self._session.ask(
-            self._relationships,
-            _WITH_ENDS % condition,
-            [ids, self._entities, further],
-            odd_if=_ODD_ENTITIES,
-            originals=True,
+        session = self._session
+        owner = session.bound(self._entities).dataset.dataset_id
+        rows = session.regular(
+            self._relationships, _SHORT_WITH_ENDS[condition], [ids, owner, further], beside=self._entities
         )
-        if answer.odd or answer.kept:
+        if rows is None:
             return None
-        owner = answer.bound.dataset.dataset_id
-        found = [_relationship(row) for row in answer.rows if row[_DATASET] == owner]
+        found = [_short_relationship(*row[:-1]) for row in rows if not row[-1]]
         if len(found) <= _NEAR:
             self._near.update(dict.fromkeys(end for one in found for end in (one.source_id, one.target_id)))
-        entities = (_entity(row) for row in answer.rows if row[_DATASET] != owner)
+        entities = [_short_entity(*row[:-1]) for row in rows if row[-1]]
         self._near.update((entity.entity_id, entity) for entity in entities)
         found.sort(key=lambda one: bytewise(one.relationship_id))
         return found
@@ -314,4 +323,31 @@ def _relationship(row: Fetched) -> Relationship:
         get("properties"),
         get("source"),
         None if created is None else created.isoformat(" "),
+    )
+
+
+def _short_entity(document: str, kind: str, created: str | None) -> Entity:
+    get = stored_json(document).get
+    return conversion.quick_entity(
+        get("entity_id"),
+        get("name"),
+        kind,
+        get("source"),
+        get("properties"),
+        get("countries"),
+        get("datasets"),
+        created and written_time(created),
+    )
+
+
+def _short_relationship(document: str, kind: str, created: str | None) -> Relationship:
+    get = stored_json(document).get
+    return conversion.quick_relationship(
+        get("relationship_id"),
+        get("source_id"),
+        get("target_id"),
+        kind,
+        get("properties"),
+        get("source"),
+        created and written_time(created),
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -15,6 +17,7 @@ from psycopg import sql
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from iceburg.config import mask_dsn
+from iceburg.database import metrics
 from iceburg.database.connection import configure_session, connection_options
 from iceburg.database.connection_failures import explain_failure
 from iceburg.database.postgres_failures import LostError
@@ -28,7 +31,11 @@ T = TypeVar("T")
 _ITS_WORD: Final = ("40", "55")
 _CANCELLED: Final = "57014"
 # A connection that had ended before says so at once; one that ends later was cut because it took too long.
-_AT_ONCE: Final = 0.25
+AT_ONCE: Final = 0.25
+
+_IDLE: Final = psycopg.pq.TransactionStatus.IDLE
+# After so many seconds the pool is asked again, which ends connections that are old, or more than are needed.
+_LEASE: Final = 10.0
 
 # A commit of the applier and its position are lost together, and applied again; what is pruned from a log is durable.
 # One plan for all values: planning a read of one record takes longer than the read.
@@ -67,6 +74,11 @@ class PostgresPool:
         self._mine = threading.local()
         self._refused: str | None = None
         self._opened = False
+        self._process = os.getpid()
+        # See `give_back`.
+        self._spare: deque[psycopg.Connection[Any]] = deque()
+        self._waiting = 0
+        self._renewals = 0
         self.pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
             dsn,
             connection_class=_noting(self._note),
@@ -78,6 +90,7 @@ class PostgresPool:
             configure=self._configure,
             name="iceburg",
         )
+        metrics.POOLS.add(self)
 
     def _note(self, refused: str | None) -> None:
         self._refused = refused
@@ -116,19 +129,70 @@ class PostgresPool:
                 if not self._opened:
                     self.pool.open()
                     self._opened = True
-        deadline = time.monotonic() + patience
+        deadline: float | None = None
         while True:
             try:
-                borrowed = self.pool.getconn(timeout=deadline - time.monotonic())
-            except PoolTimeout as error:
-                raise self._no_connection() from error
-            except PoolClosed as error:
-                raise TargetError("The session is closed.", where=self.description) from error
+                borrowed = self._spare.pop()
+            except IndexError:
+                deadline = deadline or time.monotonic() + patience
+                borrowed = self._take(deadline - time.monotonic())
             if self.reader(borrowed).is_quiet():
                 return borrowed
             # The server has ended it meanwhile: the pool makes another.
             borrowed.close()
             self.pool.putconn(borrowed)
+
+    def _take(self, patience: float) -> psycopg.Connection[Any]:
+        with self._lock:
+            self._waiting += 1
+        try:
+            # Whoever gives back one that is not waited for looks whether it is now.
+            borrowed = self._spare.pop() if self._spare else self.pool.getconn(timeout=patience)
+        except PoolTimeout as error:
+            raise self._no_connection() from error
+        except PoolClosed as error:
+            raise TargetError("The session is closed.", where=self.description) from error
+        finally:
+            with self._lock:
+                self._waiting -= 1
+        self.reader(borrowed).lease = self._renewals, time.monotonic() + _LEASE
+        return borrowed
+
+    def give_back(self, connection: psycopg.Connection[Any]) -> None:
+        """Give back a connection, to be lent again at once.
+
+        One is kept beside the pool for a while, because the pool takes as long to find one as PostgreSQL does to find
+        a record; not where somebody waits for one, or connections are to be made anew.
+        """
+        renewals, until = self.reader(connection).lease
+        if (
+            self._waiting
+            or self._spare
+            or renewals != self._renewals
+            or connection.pgconn.transaction_status != _IDLE
+            or time.monotonic() > until
+        ):
+            self.pool.putconn(connection)
+            return
+        self._spare.append(connection)
+        if self._waiting or renewals != self._renewals or self.pool.closed:
+            self._clear_spare()
+
+    def _clear_spare(self) -> None:
+        while True:
+            try:
+                connection = self._spare.pop()
+            except IndexError:
+                return
+            self.pool.putconn(connection)
+
+    def use(self) -> metrics.PoolUse | None:
+        """See `iceburg.database.metrics.Pool`."""
+        if not self._opened or self.pool.closed or self._process != os.getpid():
+            return None
+        stats = self.pool.get_stats()
+        idle = stats["pool_available"] + len(self._spare)
+        return metrics.PoolUse(max(0, stats["pool_size"] - idle), idle, self._waiting)
 
     def reader(self, connection: psycopg.Connection[Any]) -> PromptReader:
         """Return what reads on a borrowed connection; each connection has one."""
@@ -164,11 +228,14 @@ class PostgresPool:
     def renew(self) -> None:
         """Replace all connections, each once it is given back: the server has types that they do not know."""
         self.pool.drain()
+        self._renewals += 1
+        self._clear_spare()
 
     def close(self) -> None:
         """Close all connections."""
         if self._opened:
             self.pool.close()
+            self._clear_spare()
 
     @property
     def pinned_connection(self) -> psycopg.Connection[Any] | None:
@@ -212,7 +279,7 @@ class PostgresPool:
         try:
             return call()
         except LostError:
-            if self._is_pinned or time.monotonic() - started > _AT_ONCE:
+            if self._is_pinned or time.monotonic() - started > AT_ONCE:
                 raise
         return call()
 
@@ -242,7 +309,7 @@ class _Loan:
         if not self._borrowed:
             return
         ended = connection.closed
-        pool.pool.putconn(connection)
+        pool.give_back(connection)
         if isinstance(error, psycopg.OperationalError):
             explained = pool.explained(error, ended=ended)
             if explained is not None:

@@ -7,10 +7,12 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, LiteralString
 
 from iceburg.database.postgres_answer import Answer, Fetched
 from iceburg.database.postgres_session import PostgresSession
+from iceburg.database.read_statement import ShortRead
 from iceburg.mappings.json_value import usable_text
 from iceburg.records import Value
 
@@ -46,6 +48,8 @@ _OF_TYPE: Final[LiteralString] = """
 SELECT {columns} FROM (SELECT t.* FROM {table} AS t WHERE {owned} AND t.entity_type = $3 LIMIT 5000) AS t
 WHERE lower(t.name) LIKE $1 ORDER BY t.entity_id LIMIT $2
 """
+# What a regular entity is made of; times as texts, which are nearly those that are wanted.
+SHORT_ENTITY: Final[LiteralString] = "t.entity_data::text AS data, t.entity_type AS kind, t.created_at::text AS made"
 WITHOUT_ID: Final[LiteralString] = "t.entity_id IS NULL"
 _SOME_WITHOUT_ID: Final[LiteralString] = "EXISTS (SELECT FROM {table} AS t WHERE {owned} AND " + WITHOUT_ID + ")"
 
@@ -68,6 +72,19 @@ class _Letters:
     trigrams: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A SELECT of entities, and its values."""
+
+    body: LiteralString
+    values: list[Any]
+
+
+@cache
+def _short(body: LiteralString) -> ShortRead:
+    return ShortRead(body, SHORT_ENTITY, unless=_SOME_WITHOUT_ID)
+
+
 class PostgresSearch:
     """Searches the entities.
 
@@ -84,60 +101,75 @@ class PostgresSearch:
         self._dataset = dataset
         self._letters: _Letters | None = None
 
+    def find_short(self, text: str, entity_type: str | None, limit: int) -> list[Fetched] | None:
+        """Return the first entities whose name contains a text, in the short way; None where that cannot be.
+
+        A row has the document, the type, and when it was made.
+        """
+
+        def look(read: _Read) -> list[Fetched] | None:
+            return self._session.regular(self._dataset, _short(read.body), read.values)
+
+        found = look(self._in_order(text, entity_type, limit, _FIRST_WINDOW))
+        if found is not None and len(found) < limit <= len(found) * _WALK_ON:
+            found = look(self._in_order(text, entity_type, limit, _WINDOW))
+        if found is None or len(found) >= limit:
+            return found
+        if not self._has_trigram(text):
+            return look(self._in_order(text, entity_type, limit, ""))
+        # What is sought among those of a type takes two reads of one state.
+        return look(self._by_trigrams(text, None, limit)) if entity_type is None else None
+
     def find(self, text: str, entity_type: str | None, limit: int) -> Answer:
         """Return the first entities whose name contains a text, as PostgreSQL sees names, types and ids.
 
         Where `odd` is set on the answer, some of them are substitutes.
         """
-        answer = self._in_order(text, entity_type, limit, _FIRST_WINDOW)
+        answer = self._find(self._in_order(text, entity_type, limit, _FIRST_WINDOW), entity_type)
         if len(answer.rows) < limit <= len(answer.rows) * _WALK_ON:
-            answer = self._in_order(text, entity_type, limit, _WINDOW)
+            answer = self._find(self._in_order(text, entity_type, limit, _WINDOW), entity_type)
         if len(answer.rows) >= limit or answer.odd:
             return answer
         if not self._has_trigram(text):
-            return self._in_order(text, entity_type, limit, "")
+            return self._find(self._in_order(text, entity_type, limit, ""), entity_type)
         if entity_type is None:
-            return self._by_trigrams(text, None, limit)
+            return self._find(self._by_trigrams(text, None, limit), None)
         return self._session.in_snapshot(lambda: self._of_type(text, entity_type, limit))
 
     def find_exactly(self, text: str, entity_type: str | None, limit: int) -> Answer:
         """Do as `find` does, within a snapshot, without an end where there are substitutes."""
         if not self._has_trigram(text):
-            return self._in_order(text, entity_type, limit, "")
-        return self._by_trigrams(text, entity_type, limit)
+            return self._find(self._in_order(text, entity_type, limit, ""), entity_type)
+        return self._find(self._by_trigrams(text, entity_type, limit), entity_type)
 
-    def _in_order(self, text: str, entity_type: str | None, limit: int, window: LiteralString) -> Answer:
+    def _find(self, read: _Read, entity_type: str | None) -> Answer:
+        return self._session.find_by(
+            self._dataset, read.body, read.values, decisive(entity_type), odd_if=_SOME_WITHOUT_ID
+        )
+
+    def _in_order(self, text: str, entity_type: str | None, limit: int, window: LiteralString) -> _Read:
         values: list[Any] = [_pattern(text), limit]
         inner: LiteralString = ""
         outer: LiteralString = ""
         if entity_type is not None:
             inner, outer = "AND w.entity_type = $3", "AND t.entity_type = $3"
             values.append(usable_text(entity_type))
-        body = _IN_ORDER % (window, inner, outer)
-        return self._session.find_by(self._dataset, body, values, decisive(entity_type), odd_if=_SOME_WITHOUT_ID)
+        return _Read(_IN_ORDER % (window, inner, outer), values)
 
-    def _by_trigrams(self, text: str, entity_type: str | None, limit: int) -> Answer:
+    def _by_trigrams(self, text: str, entity_type: str | None, limit: int) -> _Read:
         values: list[Any] = [_pattern(text), limit, self._superset(text)]
         condition: LiteralString = ""
         if entity_type is not None:
             condition = "AND t.entity_type = $4"
             values.append(usable_text(entity_type))
-        return self._session.find_by(
-            self._dataset, _BY_TRIGRAMS % condition, values, decisive(entity_type), odd_if=_SOME_WITHOUT_ID
-        )
+        return _Read(_BY_TRIGRAMS % condition, values)
 
     def _of_type(self, text: str, entity_type: str, limit: int) -> Answer:
         usable = usable_text(entity_type)
         ((count,),) = self._session.rows(self._dataset, _COUNT_TYPE, [usable])
         if count == _RARE:
-            return self._by_trigrams(text, entity_type, limit)
-        return self._session.find_by(
-            self._dataset,
-            _OF_TYPE,
-            [_pattern(text), limit, usable],
-            decisive(entity_type),
-            odd_if=_SOME_WITHOUT_ID,
-        )
+            return self._find(self._by_trigrams(text, entity_type, limit), entity_type)
+        return self._find(_Read(_OF_TYPE, [_pattern(text), limit, usable]), entity_type)
 
     def _known_letters(self) -> _Letters:
         if self._letters is None:

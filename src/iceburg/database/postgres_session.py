@@ -7,23 +7,23 @@ other writer of the file, or learns that it has to ask SQLite.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, LiteralString, TypeAlias, TypeVar
 
 import psycopg
-from psycopg import sql
 
 from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.positions import Mark
 from iceburg.database.postgres_answer import Answer, Bound, Columns, Fetched
 from iceburg.database.postgres_change import Change, of_dataset, run_change, unknown_outcome
-from iceburg.database.postgres_failures import BehindError, StaleError
-from iceburg.database.postgres_pool import PostgresPool
+from iceburg.database.postgres_failures import BehindError, LostError, StaleError
+from iceburg.database.postgres_pool import AT_ONCE, PostgresPool
 from iceburg.database.quick_write import QuickWrite
+from iceburg.database.read_statement import FIND, HEAD, SEPARATOR, ShortRead, short_read, whole_read
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.mappings.identity import key_text
-from iceburg.mappings.mapping import TargetColumn
 from iceburg.records import Value
 
 __all__ = ["BehindError", "Gate", "Mark", "PostgresSession"]
@@ -37,35 +37,6 @@ _CHANGED: Final = ("42P01", "42703", "0A000", "26000")
 _MANY: Final = 1_000
 # Originals asked for by key come with each row: with many of both they would not fit into memory.
 _FEW: Final = 100
-
-# The position is read in the same snapshot as the rows. No row at all: the dataset is gone.
-_READ: Final[LiteralString] = """
-SELECT {log}, p.position, p.epoch, {quarantined} AS quarantined, {odd} AS odd, {kept}, t.*
-FROM {state}.datasets d LEFT JOIN {state}.positions p ON p.source_id = d.source_id
-{originals} LEFT JOIN LATERAL ({body}) AS t ON TRUE
-WHERE d.dataset_id = {dataset}
-"""
-_LOG: Final[LiteralString] = "p.log_id"
-# Alone, PostgreSQL has no position; two statements that see the same transactions see the same rows.
-_SNAPSHOT: Final[LiteralString] = "(SELECT pg_current_snapshot()::text)"
-_QUARANTINED: Final[LiteralString] = "EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = {dataset})"
-_ODD: Final[LiteralString] = """
-EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = {dataset} AND o.field = ANY({fields}))
-"""
-_KEPT: Final[LiteralString] = """
-EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = {dataset}) AS kept, NULL, NULL, NULL
-"""
-_NOT_ASKED: Final[LiteralString] = "FALSE, NULL, NULL, NULL"
-_GIVEN: Final[LiteralString] = "k.keys, k.fields, k.classes, k.raw"
-_ORIGINALS: Final[LiteralString] = """
-LEFT JOIN LATERAL (SELECT array_agg(o.record_key) AS keys, array_agg(o.field) AS fields,
-    array_agg(o.storage_class) AS classes, array_agg(o.value) AS raw
-    FROM {state}.originals o WHERE o.dataset_id = {dataset} AND o.record_key = ANY({keys})) AS k ON TRUE
-"""
-_HEAD: Final = 9
-# Stands in no key: it would be escaped. One text costs less on its way than an array of them.
-_SEPARATOR: Final = "\n"
-_FIND: Final[LiteralString] = "SELECT {columns} FROM {table} AS t WHERE {owned} AND "
 
 _EPOCHS: Final[LiteralString] = "SELECT source_id, epoch FROM {state}.positions"
 _KEYS_OF: Final[LiteralString] = """
@@ -147,7 +118,7 @@ class PostgresSession(PostgresPool):
                 # First: should the definitions change in between, they are newer than they are taken for.
                 epochs = dict(connection.execute(self.names.format(_EPOCHS)).fetchall())
                 datasets = Catalogue(connection, self.names).datasets()
-            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName):
                 return {}
         return {dataset.name: (dataset, epochs.get(dataset.source_id)) for dataset in datasets}
 
@@ -230,7 +201,7 @@ class PostgresSession(PostgresPool):
         keys
             The `key_text` of every record that can be found, if that is known: spares a look.
         """
-        return self.find_by(name, _FIND + tail, parameters, odd, keys)
+        return self.find_by(name, FIND + tail, parameters, odd, keys)
 
     def find_by(
         self,
@@ -256,6 +227,71 @@ class PostgresSession(PostgresPool):
                 return self.in_snapshot(lambda: self.find_by(name, body, parameters, odd, keys, odd_if))
             self._add_originals(answer)
         return answer
+
+    def regular(
+        self, name: str, read: ShortRead, parameters: Sequence[Any] = (), beside: str | None = None
+    ) -> list[Fetched] | None:
+        """Return the rows of a short read; None where only a whole one can tell, or be refused.
+
+        Parameters
+        ----------
+        name
+            The dataset.
+        read
+            What is asked.
+        parameters
+            Values for $1, $2.
+        beside
+            Another dataset of the same source, of which the read depends.
+
+        Raises
+        ------
+        BehindError
+            The gate needs another position.
+        TargetError
+            PostgreSQL cannot be asked.
+        """
+        if self._is_pinned:
+            return None  # a whole read says more, and there are several of them
+        bound = self._bound.get(name) or self.bound(name)
+        if not bound.dataset.regular:
+            return None
+        statement = bound.statements.get(read)
+        if statement is None:
+            other = None if beside is None else self.bound(beside)
+            statement = short_read(self.names, bound, read, other, gated=self._gate is not None)
+            bound.statements[read] = statement
+        gate = self._gate
+        asking = None if gate is None else _Asking(self, bound.dataset.source)
+        started = time.monotonic()
+        try:
+            with self.connection() as connection:
+                found = self.reader(connection).fetch(statement, parameters, asking)
+        except LostError:
+            if time.monotonic() - started > AT_ONCE:
+                raise
+            return None
+        except psycopg.Error as error:
+            if error.sqlstate not in _CHANGED:
+                raise
+            found = []
+        if not found:
+            # It is another dataset than it was: it is looked at anew.
+            self.forget()
+            return None
+        head = 2 if asking is not None else int(read.together)
+        state = found[0][:head]
+        if asking is not None and asking.need is not None:
+            self._believe(name, bound, asking.need, *state)
+        if read.unless:
+            if found[0][head]:
+                return None
+            head += 1
+        if read.together:
+            self._note_state(state)
+        if head:
+            found = [row[head:] for row in found]
+        return [] if found[0][0] is None else found
 
     def find_odd(self, name: str, fields: Sequence[str]) -> Answer:
         """Return the rows of records that have an original in one of some fields; within a snapshot.
@@ -313,7 +349,7 @@ class PostgresSession(PostgresPool):
         """
         for _ in range(_ATTEMPTS):
             bound = self.bound(name)
-            need = self._need(bound.dataset.source)
+            need = self.need(bound.dataset.source)
             try:
                 found = self._run(bound, body, parameters, (tuple(odd), odd_if), originals)
             except StaleError:
@@ -321,19 +357,14 @@ class PostgresSession(PostgresPool):
                     raise
                 self.forget()
                 continue
-            log_id, position, epoch, quarantined, inexact, kept, *parts = found[0][:_HEAD]
+            log_id, position, _, quarantined, inexact, kept, *parts = found[0][:HEAD]
             if need is not None:
-                if log_id != need.log_id or position is None or position < need.position:
-                    raise BehindError(f"PostgreSQL is at {position}, SQLite at {need.position}", where=name)
-                if position > need.position and not self._has(bound.dataset.source, position):
-                    raise BehindError(f"the file ends before {position}, where PostgreSQL is", where=name)
+                self._believe(name, bound, need, log_id, position)
                 if quarantined:
                     raise BehindError("PostgreSQL does not hold all of it", where=name)
-            rows = [row[_HEAD:] for row in found if row[_HEAD] is not None]
-            answer = Answer(bound, rows, (log_id, position, epoch), inexact)
-            seen = getattr(self._mine, "seen", None)
-            if seen is not None:
-                seen.add(answer.state)
+            rows = [row[HEAD:] for row in found if row[HEAD] is not None]
+            answer = Answer(bound, rows, inexact)
+            self._note_state((log_id,) if self._gate is None else (log_id, position))
             if isinstance(originals, bool):
                 answer.kept = kept
             elif kept is not None:
@@ -341,7 +372,20 @@ class PostgresSession(PostgresPool):
             return answer
         raise BehindError("its definition changes again and again", where=name)
 
-    def _need(self, source: str) -> Mark | None:
+    def _believe(self, name: str, bound: Bound, need: Mark, log_id: str | None, position: int | None) -> None:
+        """Refuse an answer as of a position that is not the one needed, nor one that the source has come to since."""
+        if log_id != need.log_id or position is None or position < need.position:
+            raise BehindError(f"PostgreSQL is at {position}, SQLite at {need.position}", where=name)
+        if position > need.position and not self._has(bound.dataset.source, position):
+            raise BehindError(f"the file ends before {position}, where PostgreSQL is", where=name)
+
+    def _note_state(self, state: tuple[Any, ...]) -> None:
+        """Note what an answer is as of: reads of the same state of a source have the same."""
+        seen: set[object] | None = getattr(self._mine, "seen", None)
+        if seen is not None:
+            seen.add(state)
+
+    def need(self, source: str) -> Mark | None:
         """Return what a read needs: of several that belong together, what the first of them does."""
         if self._gate is None:
             return None
@@ -391,12 +435,18 @@ class PostgresSession(PostgresPool):
         odd: tuple[tuple[str, ...], LiteralString],
         originals: Sequence[str] | bool,
     ) -> list[Fetched]:
+        values = list(parameters)
+        looked_for: bool | int
         if isinstance(originals, bool):
-            statement = self._statement(bound, body, odd, originals)
-            values = list(parameters)
+            looked_for = originals
         else:
-            values = [*parameters, _SEPARATOR.join(originals)]
-            statement = self._statement(bound, body, odd, len(values))
+            values.append(SEPARATOR.join(originals))
+            looked_for = len(values)
+        wanted = (body, odd, str(looked_for))
+        statement = bound.statements.get(wanted)
+        if statement is None:
+            statement = whole_read(self.names, bound, body, odd, looked_for, gated=self._gate is not None)
+            bound.statements[wanted] = statement
         try:
             found = self.again_if_lost(lambda: self._fetch(statement, values))
         except psycopg.Error as error:
@@ -410,45 +460,6 @@ class PostgresSession(PostgresPool):
     def _fetch(self, statement: bytes, values: list[Any]) -> list[Fetched]:
         with self.connection() as connection:
             return self.reader(connection).fetch(statement, values)
-
-    def _statement(
-        self,
-        bound: Bound,
-        body: LiteralString,
-        odd: tuple[tuple[str, ...], LiteralString],
-        originals: int | bool,
-    ) -> bytes:
-        """Write a statement; `originals` is the number of the parameter with their keys, or says whether to look."""
-        wanted = (body, odd, str(originals))
-        known = bound.statements.get(wanted)
-        if known is not None:
-            return known
-        dataset = bound.dataset
-        number = sql.Literal(dataset.dataset_id)
-        nothing, no = sql.SQL(""), sql.SQL("FALSE")
-        keys = (
-            None if isinstance(originals, bool) else sql.SQL(f"string_to_array(${originals}, chr({ord(_SEPARATOR)}))")
-        )
-        columns = sql.SQL(", ").join(map(_selected, bound.mapping.columns))
-        table, owned = sql.Identifier(dataset.target_schema, dataset.target_table), bound.owned
-
-        def part(text: LiteralString, **more: sql.Composable) -> sql.Composable:
-            return self.names.format(text, dataset=number, table=table, owned=owned, columns=columns, **more)
-
-        fields, further = odd
-        conditions = [part(_ODD, fields=sql.Literal(list(fields)))] if fields else []
-        conditions += [part(further)] if further else []
-        statement = part(
-            _READ,
-            log=part(_SNAPSHOT if self._gate is None else _LOG),
-            quarantined=no if self._gate is None else part(_QUARANTINED),
-            odd=sql.SQL(" OR ").join(conditions) if conditions else no,
-            kept=part(_GIVEN if keys else _KEPT if originals else _NOT_ASKED),
-            originals=part(_ORIGINALS, keys=keys) if keys else nothing,
-            body=part(body),
-        )
-        bound.statements[wanted] = statement.as_bytes()
-        return bound.statements[wanted]
 
     def change(self, name: str, work: Callable[[Change], T]) -> T:
         """Write to a dataset, all or nothing; durable on return. For PostgreSQL alone; see `Change`.
@@ -517,7 +528,18 @@ class PostgresSession(PostgresPool):
         return self.bound(name).record(columns, reading_key)
 
 
-def _selected(column: TargetColumn) -> sql.Composable:
-    name = sql.Identifier("t", column.name)
-    # The same to PostgreSQL as ``jsonb``, and read by psycopg in C.
-    return name if column.type != "jsonb" else sql.SQL("{}::text AS {}").format(name, sql.Identifier(column.name))
+class _Asking:
+    """What is done while PostgreSQL looks: the file says what the answer needs. Not before, which would take longer.
+
+    The position is no older than the one at the call, so that all written before is in it.
+    """
+
+    __slots__ = ("_session", "_source", "need")
+
+    def __init__(self, session: PostgresSession, source: str) -> None:
+        self._session = session
+        self._source = source
+        self.need: Mark | None = None
+
+    def __call__(self) -> None:
+        self.need = self._session.need(self._source)

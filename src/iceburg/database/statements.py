@@ -25,7 +25,7 @@ DELETE_SOURCE: Final[LiteralString] = "DELETE FROM {state}.sources WHERE source_
 
 SELECT_DATASETS: Final[LiteralString] = """
 SELECT d.dataset_id, d.source_id, s.name AS source, d.name, d.target_schema, d.target_table, d.definition, d.phase,
-       d.source_rows, d.target_rows, d.bytes, d.seconds, d.notes, d.losses
+       d.source_rows, d.target_rows, d.bytes, d.seconds, d.notes, d.losses, d.generation, d.regular
 FROM {state}.datasets d JOIN {state}.sources s USING (source_id)
 WHERE %(source_id)s::integer IS NULL OR d.source_id = %(source_id)s
 ORDER BY d.dataset_id
@@ -37,7 +37,8 @@ VALUES (%(source_id)s, %(name)s, %(schema)s, %(table)s, %(definition)s) RETURNIN
 """
 
 SET_DEFINITION: Final[LiteralString] = """
-UPDATE {state}.datasets SET definition = %(definition)s WHERE dataset_id = %(dataset_id)s
+UPDATE {state}.datasets SET definition = %(definition)s, generation = generation + 1
+WHERE dataset_id = %(dataset_id)s
 """
 
 # Numbers of rows are not used again: the counter is kept up to those of rows that were deleted.

@@ -275,7 +275,11 @@ class UnifiedDatabase:
 
     def read(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         """Answer a read; see `iceburg.database.routes.Router`."""
-        return self._unless_fenced(lambda: self._read(operation, source, call))
+        try:
+            return self._read(operation, source, call)
+        except FencedError as error:
+            self.handover.wait(error)
+            return self._unless_fenced(lambda: self._read(operation, source, call))
 
     def _read(self, operation: str, source: str, call: Callable[[Adapter], T]) -> T:
         mode = self.mode
@@ -444,6 +448,9 @@ class UnifiedDatabase:
             return self._dual
 
     def _postgres_alone(self) -> PostgresAdapter:
+        alone = self._alone
+        if alone is not None:
+            return alone[1]
         with self._lock:
             if self._closed:
                 raise UsageError("the database is closed")

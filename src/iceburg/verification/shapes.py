@@ -144,6 +144,8 @@ class TableShape:
         As they are.
     disabled
         Triggers of PostgreSQL's own, which hold foreign keys, that are disabled.
+    triggers
+        Others that are enabled, and change nothing of what is written.
     meddlers
         Triggers and rules that may change what is written.
     """
@@ -154,6 +156,7 @@ class TableShape:
     constraints: list[Constraint] = field(default_factory=list)
     indexes: list[Index] = field(default_factory=list)
     disabled: list[str] = field(default_factory=list)
+    triggers: list[str] = field(default_factory=list)
     meddlers: list[str] = field(default_factory=list)
 
 
@@ -199,6 +202,8 @@ def read_shapes(connection: psycopg.Connection, schema: str | None, tables: list
             found[str(table)].disabled.append(str(name))
         elif not internal and before and enabled != "D":
             found[str(table)].meddlers.append(f"trigger {name}")
+        elif not internal and enabled in ("O", "A"):
+            found[str(table)].triggers.append(str(name))
     for table, name in rows(_RULES):
         found[str(table)].meddlers.append(f"rule {name}")
     return found

@@ -28,6 +28,12 @@ SELECT pg_get_serial_sequence($1, $2)::regclass, (SELECT max({column}) FROM {tab
 """
 _NEXT: Final[LiteralString] = "SELECT last_value + CASE WHEN is_called THEN 1 ELSE 0 END FROM {sequence}"
 _LAST: Final = 2**63 - 1
+# Short reads are answered only of datasets that are regular.
+_IRREGULAR: Final[LiteralString] = """
+SELECT d.name FROM {state}.datasets d
+WHERE d.regular AND (EXISTS (SELECT FROM {state}.originals o WHERE o.dataset_id = d.dataset_id)
+                     OR EXISTS (SELECT FROM {state}.quarantine q WHERE q.dataset_id = d.dataset_id)) ORDER BY 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,12 @@ class StructureCheck:
             yield finding("index", index.name, str(index), target)
         for name in shape.disabled:
             yield finding("trigger", name, "enabled", "disabled")
+        for name in wanted.triggers:
+            if name not in shape.triggers:
+                yield finding("trigger", name, "enabled", "disabled, or gone")
+        if (expectation.schema, expectation.table) == (self._names.state, "datasets"):
+            for (name,) in self._connection.execute(self._names.format(_IRREGULAR)):
+                yield finding("other", f"regular of {name}", False, True)
         for name in shape.meddlers:
             yield finding("other", name, None, "may change what is written")
         if own is not None and is_settled:

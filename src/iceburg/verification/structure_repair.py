@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -19,6 +19,7 @@ from iceburg.verification.structure import Finding
 
 # What `complete_tables` makes of a table that is migrated one to one.
 _COMPLETED: Final = ("constraint", "index", "sequence")
+_NOT_REGULAR: Final[LiteralString] = "UPDATE {state}.datasets SET regular = FALSE WHERE name = %s"
 
 
 class StructureRepair:
@@ -101,6 +102,9 @@ class StructureRepair:
         if finding.what == "trigger":
             name = sql.Identifier(finding.name)
             self._connection.execute(sql.SQL("ALTER TABLE {} ENABLE TRIGGER {}").format(table, name))
+        elif finding.what == "other" and finding.name.startswith("regular of "):
+            irregular = finding.name.removeprefix("regular of ")
+            self._connection.execute(self._names.format(_NOT_REGULAR), (irregular,))
         elif finding.what == "other" and finding.name == "persistence":
             self._connection.execute(sql.SQL("ALTER TABLE {} SET LOGGED").format(table))
         elif finding.what == "other" and finding.name == "row security":

@@ -1,0 +1,132 @@
+"""The pool, and the connection that is kept beside it: lent to whoever waits, never an old one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import REGISTRY
+
+from iceburg.database import metrics, postgres_pool
+from iceburg.database.postgres_pool import PostgresPool
+from iceburg.errors import TargetError
+from tests.support import rows, run_sql
+
+
+@pytest.fixture
+def pool(database: str) -> Iterator[PostgresPool]:
+    made = PostgresPool(database, pool_max=1, timeout=5.0)
+    yield made
+    made.close()
+
+
+def server_process(pool: PostgresPool) -> int:
+    with pool.connection() as connection:
+        return connection.info.backend_pid
+
+
+def test_one_connection_is_lent_again(pool: PostgresPool) -> None:
+    assert len({server_process(pool) for _ in range(5)}) == 1
+    assert pool.use() == metrics.PoolUse(0, 1, 0)
+    with pool.connection():
+        assert pool.use() == metrics.PoolUse(1, 0, 0)
+
+
+def test_who_waits_gets_it(pool: PostgresPool) -> None:
+    """With one connection for six threads, each has to be given it while it waits."""
+    taken: list[int] = []
+
+    def work() -> None:
+        for _ in range(50):
+            taken.append(server_process(pool))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 300
+    assert len(set(taken)) == 1
+
+
+def test_who_waits_is_counted(pool: PostgresPool) -> None:
+    refused: list[str] = []
+
+    def wait() -> None:
+        try:
+            with pool.connection(patience=0.4):
+                pass
+        except TargetError as error:
+            refused.append(str(error))
+
+    thread = threading.Thread(target=wait)
+    with pool.connection():
+        thread.start()
+        while pool.use() != metrics.PoolUse(1, 0, 1):
+            thread.join(0.01)
+            assert thread.is_alive()
+        thread.join()
+    assert len(refused) == 1
+    assert pool.use() == metrics.PoolUse(0, 1, 0)
+
+
+def test_renewed_ones_are_new(pool: PostgresPool) -> None:
+    first = server_process(pool)
+    pool.renew()
+    second = server_process(pool)
+    assert second != first
+    with pool.connection() as connection:
+        pool.renew()
+        assert connection.info.backend_pid == second
+    assert server_process(pool) != second
+
+
+def test_one_that_has_ended_is_not_lent(pool: PostgresPool, database: str) -> None:
+    ended = server_process(pool)
+    run_sql(database, f"SELECT pg_terminate_backend({ended}, 5000)")
+    assert server_process(pool) != ended
+
+
+def test_a_transaction_left_open_does_not_go_on(pool: PostgresPool) -> None:
+    with pool.connection() as connection:
+        connection.execute("BEGIN")
+        connection.execute("CREATE TABLE left_open ()")
+    with pool.connection() as connection:
+        assert connection.execute("SELECT to_regclass('left_open')").fetchone() == (None,)
+
+
+def test_the_pool_is_asked_again_after_a_while(pool: PostgresPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_pool, "_LEASE", -1.0)
+    server_process(pool)
+    assert pool.pool.get_stats()["pool_available"] == 1
+
+
+def test_closed_is_closed(pool: PostgresPool, database: str) -> None:
+    process = server_process(pool)
+    with pool.connection() as connection:
+        pool.close()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert pool.use() is None
+    assert rows(database, f"SELECT count(*) FROM pg_stat_activity WHERE pid = {process} AND state <> 'idle'") == [(0,)]
+    with pytest.raises(TargetError, match="closed"):
+        server_process(pool)
+
+
+def test_the_metric_adds_up_pools(pool: PostgresPool, database: str) -> None:
+    def sample(state: str) -> float:
+        found = REGISTRY.get_sample_value("iceburg_pool_connections", {"state": state})
+        assert found is not None
+        return found
+
+    before = sample("idle")
+    server_process(pool)
+    other = PostgresPool(database, pool_max=1)
+    try:
+        server_process(other)
+        assert sample("idle") == before + 2
+        with other.connection():
+            assert sample("idle") == before + 1
+    finally:
+        other.close()
+    assert sample("idle") == before + 1

@@ -1,0 +1,258 @@
+"""Short reads of regular datasets: what is kept beside rows, or defined anew, by others is seen by the next read."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from iceburg.config import Settings
+from iceburg.database import Entity, Relationship, UnifiedDatabase, conversion
+from iceburg.database.catalogue import Catalogue, Dataset
+from iceburg.database.connection import check_server, connect
+from iceburg.database.postgres_answer import written_time
+from iceburg.database.postgres_failures import BehindError
+from iceburg.database.postgres_session import PostgresSession
+from iceburg.database.protocol import Conversation
+from iceburg.database.schema import apply_schema, schema_files, schema_names
+from tests.support import rows, run_sql
+
+STATE = "iceburg_migration"
+
+
+@pytest.fixture
+def pair(tmp_path: Path, database: str) -> Iterator[tuple[UnifiedDatabase, UnifiedDatabase]]:
+    settings = Settings(data_dir=tmp_path, use_postgres=True, dual_write=False, database_url=SecretStr(database))
+    with UnifiedDatabase(settings) as one, UnifiedDatabase(settings) as other:
+        yield one, other
+
+
+def regular(dsn: str) -> dict[str, bool]:
+    return dict(rows(dsn, f"SELECT name, regular FROM {STATE}.datasets"))
+
+
+def whole_way(self: PostgresSession, *rest: Any, **more: Any) -> None:
+    raise AssertionError("a whole read")
+
+
+def test_regular_datasets_are_read_in_the_short_way(
+    pair: tuple[UnifiedDatabase, UnifiedDatabase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, _ = pair
+    number = db.conversations.save("c", "q", "a", metadata={"n": 1})
+    entities = [Entity(name, f"Name of {name}", "person") for name in ("a", "osanc_b")]
+    db.matrix.put_many(entities)
+    db.matrix.relate([Relationship("r", "a", "osanc_b", "knows")])
+    monkeypatch.setattr(PostgresSession, "ask", whole_way)
+    exchange = db.conversations.get(number)
+    assert exchange is not None
+    assert db.conversations.newest() == db.conversations.newest("c") == [exchange]
+    assert db.conversations.newest(before=exchange) == []
+    assert db.matrix.get("a") == db.matrix.search("of a")[0]
+    assert [one.relationship_id for one in db.matrix.relationships("osanc_b")] == ["r"]
+    assert db.matrix.relationships_of(["a", "osanc_b"]) == db.matrix.relationships("a")
+    found = db.matrix.network("a")
+    assert [node.entity_id for node in found.nodes] == ["a", "osanc_b"]
+    assert found.edges == tuple(db.matrix.relationships("a"))
+
+
+def test_what_others_keep_beside_the_rows_is_seen(pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str) -> None:
+    """One has read in the short way before; what the other writes PostgreSQL cannot hold as it is."""
+    one, other = pair
+    other.matrix.put_many([Entity("e", "plain", "person"), Entity("f", "plain", "person")])
+    other.matrix.relate([Relationship("r", "e", "f", "knows")])
+    other.conversations.save("c", "q", "a")
+    assert one.matrix.get("e") == other.matrix.get("e")
+    assert len(one.matrix.search("plain")) == 2
+    assert len(one.matrix.network("e").edges) == len(one.matrix.relationships("e")) == len(one.conversations.newest())
+    assert set(regular(database).values()) == {True}
+
+    other.matrix.put(Entity("e", "pl\0ain", "person"))
+    found = one.matrix.get("e")
+    assert found is not None
+    assert found.name == "pl\0ain"
+    assert [entity.entity_id for entity in one.matrix.search("plain")] == ["f"]
+    assert one.matrix.network("e").nodes[0].name == "pl\0ain"
+    assert regular(database) == {**regular(database), "matrix.db/entities": False, "matrix.db/relationships": True}
+
+    other.matrix.relate([Relationship("r", "e", "f", "kn\0ows")])
+    assert [relationship.relationship_type for relationship in one.matrix.relationships("e")] == ["kn\0ows"]
+    assert one.matrix.network("f").edges[0].relationship_type == "kn\0ows"
+    other.conversations.save("c\0", "q\0", "a")
+    assert [exchange.user_message for exchange in one.conversations.newest()] == ["q\0", "q"]
+    assert one.conversations.newest("c\0") == one.conversations.newest()[:1]
+    assert not regular(database)["conversations.db/conversations"]
+
+
+def test_an_original_counts_from_its_commit_on(pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str) -> None:
+    db, _ = pair
+    db.matrix.put(Entity("e", "before", "person"))
+    with closing(psycopg.connect(database)) as connection:
+        connection.execute(
+            f"INSERT INTO {STATE}.originals (dataset_id, record_key, field, storage_class, value, reason)"
+            f" SELECT dataset_id, '[\"e\"]', 'name', 'text', 'kept', 'r' FROM {STATE}.datasets"
+            " WHERE name = 'matrix.db/entities'"
+        )
+        found = db.matrix.get("e")
+        assert found is not None
+        assert found.name == "before"
+        connection.commit()
+    found = db.matrix.get("e")
+    assert found is not None
+    assert found.name == "kept"
+
+
+def test_a_quarantined_record_makes_a_dataset_irregular(database: str) -> None:
+    with connect(database, autocommit=True) as connection:
+        check_server(connection)
+        apply_schema(connection, schema_names(None))
+    run_sql(database, f"INSERT INTO {STATE}.sources (name, kind) VALUES ('s', 'sqlite')")
+    for name in "ab":
+        run_sql(
+            database,
+            f"INSERT INTO {STATE}.datasets (source_id, name, target_schema, target_table, definition)"
+            f" SELECT source_id, '{name}', 's', 't', '{{}}' FROM {STATE}.sources",
+        )
+    quarantined = f"INSERT INTO {STATE}.quarantine (dataset_id, record_key, record, reason) SELECT dataset_id, '[1]',"
+    run_sql(database, f"{quarantined} '', 'r' FROM {STATE}.datasets WHERE FALSE")
+    assert regular(database) == {"a": True, "b": True}
+    run_sql(database, f"{quarantined} '', 'r' FROM {STATE}.datasets WHERE name = 'b'")
+    assert regular(database) == {"a": True, "b": False}
+
+
+def test_a_target_of_before_knows_what_it_keeps(database: str) -> None:
+    names = schema_names(None)
+    with connect(database, autocommit=True) as connection:
+        check_server(connection)
+        apply_schema(connection, names)
+        newest = schema_files()[-1]
+        assert newest.name == "0009_regular.sql"
+        for statement in (
+            "DROP FUNCTION {state}.note_kept CASCADE",
+            "ALTER TABLE {state}.datasets DROP COLUMN regular, DROP COLUMN generation",
+            "DELETE FROM {state}.schema_version WHERE number = 9",
+            "INSERT INTO {state}.sources (name, kind) VALUES ('s', 'sqlite')",
+        ):
+            connection.execute(names.format(statement))
+        for name in "abc":
+            connection.execute(
+                names.format(
+                    "INSERT INTO {state}.datasets (source_id, name, target_schema, target_table, definition)"
+                    " SELECT source_id, %s, 's', 't', '{{}}' FROM {state}.sources"
+                ),
+                (name,),
+            )
+        connection.execute(
+            names.format(
+                "INSERT INTO {state}.originals (dataset_id, record_key, field, storage_class, value, reason)"
+                " SELECT dataset_id, '[1]', 'f', 'text', 'x', 'r' FROM {state}.datasets WHERE name = 'a'"
+            )
+        )
+        connection.execute(
+            names.format(
+                "INSERT INTO {state}.quarantine (dataset_id, record_key, record, reason)"
+                " SELECT dataset_id, '[1]', '', 'r' FROM {state}.datasets WHERE name = 'b'"
+            )
+        )
+        apply_schema(connection, names)
+    assert regular(database) == {"a": False, "b": False, "c": True}
+
+
+def test_another_definition_is_looked_at_anew(
+    pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, _ = pair
+    db.matrix.put(Entity("e", "name", "person"))
+    found = db.matrix.get("e")
+    assert found is not None
+    looks = []
+    datasets = Catalogue.datasets
+
+    def look(self: Catalogue, source_id: int | None = None) -> list[Dataset]:
+        looks.append(source_id)
+        return datasets(self, source_id)
+
+    monkeypatch.setattr(Catalogue, "datasets", look)
+    for expected in (0, 1, 1):
+        assert db.matrix.get("e") == found
+        assert len(looks) == expected
+        if not looks:
+            with connect(database) as connection:
+                catalogue = Catalogue(connection, schema_names(None))
+                (dataset,) = [d for d in datasets(catalogue) if d.name == "matrix.db/entities"]
+                catalogue.redefine(dataset.dataset_id, dataset.definition)
+    # In the short way again, after it was looked at once.
+    run_sql(database, "UPDATE matrix_entities SET created_at = '2026-01-31 10:11:12.5'")
+    found = db.matrix.get("e")
+    assert found is not None
+    assert found.created_at == "2026-01-31 10:11:12.500000"
+    run_sql(database, f"DELETE FROM {STATE}.datasets WHERE name = 'matrix.db/entities'")
+    with pytest.raises(BehindError, match="PostgreSQL does not have it yet"):
+        db.matrix.get("e")
+
+
+def test_a_time_that_python_has_not_is_refused(pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str) -> None:
+    db, _ = pair
+    db.matrix.put(Entity("e", "name", "person"))
+    for time in ("infinity", "0044-03-15 BC"):
+        run_sql(database, f"UPDATE matrix_entities SET created_at = '{time}'")
+        with pytest.raises(BehindError, match="changed by another program"):
+            db.matrix.get("e")
+
+
+def test_entities_without_an_id_are_put_where_sqlite_has_them(
+    pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str
+) -> None:
+    """Such a one is regular, and its place among the others is not PostgreSQL's."""
+    db, _ = pair
+    db.matrix.put_many([Entity(name, "name", "person") for name in "ab"])
+    run_sql(database, "UPDATE matrix_entities SET entity_data = entity_data - 'entity_id' WHERE entity_id = 'b'")
+    assert set(regular(database).values()) == {True}
+    assert [entity.entity_id for entity in db.matrix.search("name")] == [None, "a"]
+
+
+@given(st.datetimes())
+def test_times_without_zeros_at_the_end(time: datetime) -> None:
+    # As PostgreSQL prints it, which the next test asks it.
+    printed = time.isoformat(" ", "microseconds").rstrip("0").rstrip(".") if time.microsecond else time.isoformat(" ")
+    assert written_time(printed) == time.isoformat(" ")
+
+
+def test_times_as_postgresql_prints_them(database: str) -> None:
+    with closing(connect(database)) as connection:
+
+        @given(st.datetimes())
+        def check(time: datetime) -> None:
+            found = connection.execute("SELECT %s::timestamp::text", (time,)).fetchone()
+            assert found is not None
+            assert written_time(found[0]) == time.isoformat(" ")
+
+        check()
+
+
+VALUES = st.one_of(st.none(), st.text(), st.integers(), st.lists(st.integers()))
+
+
+@given(st.lists(VALUES, min_size=9, max_size=9))
+def test_records_made_quickly_are_those_of_the_class(values: list[Any]) -> None:
+    assert conversion.quick_conversation(*values) == Conversation(*values)
+    assert conversion.quick_entity(*values[:8]) == Entity(*values[:8])
+    assert conversion.quick_relationship(*values[:7]) == Relationship(*values[:7])
+    assert repr(conversion.quick_entity(*values[:8])) == repr(Entity(*values[:8]))
+
+
+def test_records_made_quickly_are_frozen() -> None:
+    made = conversion.quick_relationship("r", "a", "b", "k", None, None, None)
+    with pytest.raises(AttributeError):
+        made.source = "x"  # type: ignore[misc]
+    del made
+    gc.collect()
