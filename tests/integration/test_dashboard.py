@@ -210,6 +210,7 @@ def test_every_name_in_deploy_is_exposed(served: Served) -> None:
             names |= {described.name, f"{described.name}_total"} | {
                 f"{described.name}_{ending}" for ending in ("bucket", "count", "sum")
             }
+    names |= {described.name for described in metrics.POOLS.describe()}
     # Of what there is nothing just now: no follower with a heartbeat of its own, no process of the layer.
     families = served.ask("/metrics")[2].decode()
     names |= set(re.findall(r"^# TYPE (\w+)", families, re.MULTILINE))
