@@ -11,7 +11,7 @@ from iceburg.database import statements
 from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.connection import check_server
 from iceburg.database.datasets import reconcile
-from iceburg.database.indexes import IndexPlan, make_index
+from iceburg.database.indexes import INDEXES, make_index
 from iceburg.database.layout import Layout
 from iceburg.database.schema import SchemaNames, apply_schema
 from iceburg.errors import TargetError
@@ -21,10 +21,7 @@ from iceburg.sources.access import OpenStores
 # An arbitrary number of our own: processes that start at once make the target ready one after the other.
 _LOCK: Final = 0x1CEB_0004
 # What finding the next number of a conversation, and the next place in the log, takes where PostgreSQL is alone.
-_INDEXES: Final = (
-    IndexPlan("conversations", "conversations_by_number", "(dataset_id, row_id)"),
-    IndexPlan("telemetry", "telemetry_by_place", "(dataset_id, byte_offset)"),
-)
+_INDEXES: Final = tuple(plan for plan in INDEXES if plan.name in ("conversations_by_row", "telemetry_by_place"))
 
 
 def claim_target(connection: psycopg.Connection, names: SchemaNames, data_dir: Path, *, moved: bool = False) -> None:

@@ -16,17 +16,22 @@ T = TypeVar("T")
 
 
 def quickly(made: Callable[P, T]) -> Callable[P, T]:
-    """Return what makes objects of a frozen dataclass with slots of all its fields, in their order, in half the time.
+    """Return what makes objects of a frozen dataclass with slots, of its fields in their order, in a third of the time.
 
-    Such a class sets each field by its name, past its own guard; this knows where the fields lie. It is written as text
-    for the reason for which `dataclasses` does it: a loop costs more than what it goes around.
+    Such a class sets each field by its name, past its own guard. Here they are set in an object of a class that has the
+    same slots and no guard, which is given its class in the end. The function is written as text for the reason for
+    which `dataclasses` does it: a loop would cost more than what it goes around.
     """
     cls: Any = made
     fields = cls.__slots__
-    known = {f"set_{name}": getattr(cls, name).__set__ for name in fields}
-    lines = [f"set_{name}(made, {name})" for name in fields]
-    text = f"def make({', '.join(fields)}):\n made = new(cls)\n " + "\n ".join(lines) + "\n return made"
-    scope: dict[str, Any] = {**known, "new": cls.__new__, "cls": cls}
+    unguarded = type(cls.__name__, (), {"__slots__": fields})
+    lines = [f"made.{name} = {name}" for name in fields]
+    text = (
+        f"def make({', '.join(fields)}):\n made = new()\n "
+        + "\n ".join(lines)
+        + "\n made.__class__ = cls\n return made"
+    )
+    scope: dict[str, Any] = {"new": unguarded, "cls": cls}
     exec(text, scope)  # noqa: S102 - of the names of fields alone
     found: Callable[P, T] = scope["make"]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -9,13 +10,16 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from iceburg.database.embedded_files import ADMIN, Layout, make_directory, write_private
 from iceburg.database.embedded_process import ServerUser
 from iceburg.errors import TargetError
 
+# Of a container, in the second and in the first version of control groups.
+_MEMORY_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _LEFT_OUT_OF_COPY = ("*.a", "pgxs", "pkgconfig", "doc", "include", "pgbench", "ecpg")
 _POSTGRESQL_CONF = """\
 # iceburg-db wrote this file once and will not touch it again.
@@ -160,7 +164,7 @@ def render_settings(socket: Path, binaries: Path, overrides: Mapping[str, str]) 
         "unix_socket_permissions": "0700",
         "password_encryption": "scram-sha-256",
         "max_connections": "50",
-        "shared_buffers": "256MB",
+        "shared_buffers": f"{shared_buffers(memory())}MB",
         "maintenance_work_mem": "256MB",
         "work_mem": "16MB",
         # A load writes gigabytes: few checkpoints, compressed page images, no log of whole index builds.
@@ -186,6 +190,24 @@ def render_settings(socket: Path, binaries: Path, overrides: Mapping[str, str]) 
     settings.update(overrides)
     lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'" for name, value in settings.items()]
     return "# Rewritten at every start: put your own settings into postgresql.conf.\n" + "\n".join(lines) + "\n"
+
+
+def memory(limits: Sequence[Path] = _MEMORY_LIMITS) -> int:
+    """Return the bytes of memory that this process may use: the machine's, or fewer where a container has a limit."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in limits:
+        # Without a limit the files say "max", or a number beyond any memory; without a control group there is none.
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(path.read_text("ascii")))
+    return min(found)
+
+
+def shared_buffers(bytes_of_memory: int) -> int:
+    """Return the megabytes that the server keeps of its tables: an eighth of the memory, taken as it is used.
+
+    What is not among them is copied from the system's cache, or the disk, by each read of it.
+    """
+    return max(128, min(bytes_of_memory // 8 >> 20, 2048))
 
 
 def _shared_memory_is_roomy() -> bool:

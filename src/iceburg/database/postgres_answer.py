@@ -28,8 +28,8 @@ Originals: TypeAlias = dict[str, Value]
 
 _DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
 _LONG_NUMBER: Final = b"0" * 16
-# Characters of a time without a fraction of a second, and with microseconds.
-_AS_PYTHON: Final = (19, 26)
+WITHOUT_FRACTION, WITH_MICROSECONDS = 19, 26
+"""Characters of a time as PostgreSQL and Python print it, without a fraction of a second, and with all six digits."""
 # Where identities are texts; all others are numbers.
 _KEY_FIELDS: Final = {"entities": (ENTITIES.key,), "relationships": (RELATIONSHIPS.key,)}
 
@@ -179,7 +179,7 @@ def written_time(text: str) -> str:
     BehindError
         Another program has written a time that Python has not.
     """
-    if len(text) in _AS_PYTHON:
+    if len(text) in (WITHOUT_FRACTION, WITH_MICROSECONDS):
         return text
     try:
         # PostgreSQL prints no zeros at the end.

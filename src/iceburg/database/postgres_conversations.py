@@ -10,7 +10,14 @@ from typing import Any, Final, LiteralString
 from iceburg.database import conversion
 from iceburg.database.arguments import conversation_columns, is_number, is_text, limited
 from iceburg.database.network import bytewise
-from iceburg.database.postgres_answer import Answer, Fetched, stored_json, written_time
+from iceburg.database.postgres_answer import (
+    WITH_MICROSECONDS,
+    WITHOUT_FRACTION,
+    Answer,
+    Fetched,
+    stored_json,
+    written_time,
+)
 from iceburg.database.postgres_change import NEXT_NUMBER, Change
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Conversation
@@ -266,13 +273,14 @@ def _short_conversations(rows: list[Fetched]) -> list[Conversation]:
         make(
             number,
             conversation_id,
-            time and written_time(time).replace(" ", "T"),
+            # Nearly all have microseconds.
+            time and (time if len(time) == WITH_MICROSECONDS else written_time(time)).replace(" ", "T"),
             query,
             response,
             agent,
             mode,
             metadata and stored_json(metadata),
-            created and written_time(created),
+            created if created is None or len(created) == WITHOUT_FRACTION else written_time(created),
         )
         for query, number, conversation_id, time, response, agent, mode, metadata, created in rows
     ]

@@ -259,12 +259,13 @@ class UnifiedDatabase:
         SourceBusyError
             The installation is being finalized, and PostgreSQL cannot be asked how far that is.
         """
+        flag = bool(self.flag)
+        if flag and not self.settings.dual_write:
+            return "postgres"
         if self.handover.is_over():
             self._retire()
             return "postgres"
-        if not self.flag:
-            return "embedded"
-        return "dual" if self.settings.dual_write else "postgres"
+        return "dual" if flag else "embedded"
 
     @property
     def shadow_mismatches(self) -> tuple[Mismatch, ...]:
