@@ -42,7 +42,8 @@ from pydantic import SecretStr
 
 from iceburg.config import Settings
 from iceburg.database import change_log
-from iceburg.database.applier import NotReadyError, SqliteApplier, open_applier
+from iceburg.database.applied import NotReadyError
+from iceburg.database.applier import SqliteApplier, open_applier
 from iceburg.database.bootstrap import claim_target
 from iceburg.database.flag import write_flag
 from iceburg.database.jsonl_applier import JsonlApplier, jsonl_state

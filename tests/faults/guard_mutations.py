@@ -290,7 +290,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what PostgreSQL has begun is committed only once the embedded side has committed",
-        "applier.py",
+        "applied.py",
         "        if not committed:\n            self.statement.roll_back()\n            return False\n",
         "",
     ),

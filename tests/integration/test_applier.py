@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iceburg.database import change_log
-from iceburg.database.applier import NotReadyError, SqliteApplier, open_applier
+from iceburg.database.applied import NotReadyError
+from iceburg.database.applier import SqliteApplier, open_applier
 from iceburg.database.connection import connect
 from iceburg.database.schema import schema_names
 from iceburg.database.target_table import prepare_loaders

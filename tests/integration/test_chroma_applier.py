@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from iceburg.database import chroma_applier
-from iceburg.database.applier import NeedsCopyError, NotReadyError
+from iceburg.database.applied import NeedsCopyError, NotReadyError
 from iceburg.database.chroma_applier import ChromaApplier, chroma_state
 from iceburg.database.connection import connect
 from iceburg.database.positions import find_position

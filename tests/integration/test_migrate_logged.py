@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from iceburg.database.applier import NotReadyError, open_applier
+from iceburg.database.applied import NotReadyError
+from iceburg.database.applier import open_applier
 from iceburg.database.connection import connect
 from iceburg.database.schema import schema_names
 from iceburg.database.target_table import prepare_loaders

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -19,14 +19,17 @@ from iceburg.config import Settings
 from iceburg.database import Entity, Relationship, UnifiedDatabase, conversion
 from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.connection import check_server, connect
-from iceburg.database.postgres_answer import written_time
+from iceburg.database.network import walk
 from iceburg.database.postgres_failures import BehindError
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Conversation
 from iceburg.database.schema import apply_schema, schema_files, schema_names
+from iceburg.database.short_records import written_time
+from iceburg.database.sqlite_matrix import other_id
 from tests.support import rows, run_sql
 
 STATE = "iceburg_migration"
+WHEN = "2026-01-31 10:11:12"
 
 
 @pytest.fixture
@@ -218,6 +221,64 @@ def test_entities_without_an_id_are_put_where_sqlite_has_them(
     run_sql(database, "UPDATE matrix_entities SET entity_data = entity_data - 'entity_id' WHERE entity_id = 'b'")
     assert set(regular(database).values()) == {True}
     assert [entity.entity_id for entity in db.matrix.search("name")] == [None, "a"]
+
+
+class Graph:
+    """What a walk takes, held in memory."""
+
+    def __init__(self, entities: list[str], ties: list[tuple[str, str]]) -> None:
+        self.entities = {name: Entity(name, f"Name of {name}", "person", created_at=WHEN) for name in entities}
+        self.ties = [Relationship(f"r{n}", one, other, "knows", created_at=WHEN) for n, (one, other) in enumerate(ties)]
+
+    def get(self, entity_id: str) -> Entity | None:
+        return self.entities.get(entity_id) or self.entities.get(other_id(entity_id))
+
+    def get_many(self, entity_ids: Sequence[str]) -> dict[str, Entity]:
+        return {one: self.entities[one] for one in entity_ids if one in self.entities}
+
+    def relationships_of(self, entity_ids: Sequence[str]) -> list[Relationship]:
+        found = [one for one in self.ties if {one.source_id, one.target_id} & set(entity_ids)]
+        return sorted(found, key=lambda one: one.relationship_id)
+
+    def put(self, db: UnifiedDatabase) -> None:
+        db.matrix.put_many(list(self.entities.values()))
+        db.matrix.relate(self.ties)
+
+
+NODES = [*"abcdef", "osanc_a", "gone"]
+
+
+def test_walks_over_any_graph(pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str) -> None:
+    db, _ = pair
+    assert db.matrix.network("a").center is None
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(st.sampled_from(NODES[:-1]), unique=True),
+        st.lists(st.tuples(st.sampled_from(NODES), st.sampled_from(NODES)), max_size=12),
+        st.integers(0, 4),
+        st.integers(1, 8),
+    )
+    def check(entities: list[str], ties: list[tuple[str, str]], depth: int, limit: int) -> None:
+        run_sql(database, "DELETE FROM matrix_relationships; DELETE FROM matrix_entities")
+        graph = Graph(entities, ties)
+        graph.put(db)
+        for node in ("a", "b", "osanc_a"):
+            assert db.matrix.network(node, depth, limit) == walk(graph, node, depth, limit)
+
+    check()
+
+
+@pytest.mark.parametrize("many", [198, 199, 200, 201, 450])
+def test_walks_by_way_of_a_hub(pair: tuple[UnifiedDatabase, UnifiedDatabase], many: int) -> None:
+    """Around as many as two levels are asked for at once, and one more: with that of the center itself."""
+    db, _ = pair
+    leaves = [f"leaf{n:03}" for n in range(many)]
+    graph = Graph(["center", "hub", *leaves[::2]], [("center", "hub"), *(("hub", leaf) for leaf in leaves)])
+    graph.put(db)
+    for node in ("center", "hub", leaves[0], leaves[1]):
+        for depth, limit in ((1, 1_000), (2, 1_000), (3, 1_000), (2, 100)):
+            assert db.matrix.network(node, depth, limit) == walk(graph, node, depth, limit)
 
 
 @given(st.datetimes())

@@ -16,13 +16,14 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import psycopg
 
 from iceburg.database import change_log
+from iceburg.database.applied import Ahead, Applied, NeedsCopyError, NotReadyError
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.changed_rows import ChangedRows, RowQuery, TrackedTable, read_changed, read_current, tracked_table
 from iceburg.database.datasets import reconcile, set_constraints_aside
@@ -44,8 +45,7 @@ from iceburg.database.quick_apply import QuickApply, SingleChange
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
 from iceburg.database.sqlite_session import SqliteSession
-from iceburg.database.uncommitted import Uncommitted
-from iceburg.errors import SourceBusyError, TargetError
+from iceburg.errors import SourceBusyError
 from iceburg.records import Store
 from iceburg.sources import peek
 from iceburg.sources.fingerprint import fingerprint
@@ -62,84 +62,6 @@ _QUICK: Final = 6
 _WAIT: Final = "Wait for `migrate` to end."
 # Seconds for which a writer may be kept waiting so that rows are counted.
 _LONGEST_COUNT: Final = 0.5
-
-
-class NotReadyError(TargetError):
-    """A source whose changes cannot be applied yet, because PostgreSQL does not have it."""
-
-
-class NeedsCopyError(NotReadyError):
-    """A source of which a large part has to be read whole: that is copied in short reads, not applied in one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What an applier did.
-
-    Attributes
-    ----------
-    position
-        The position now.
-    changes
-        How many entries were applied, by this call.
-    settled
-        Whether PostgreSQL equals the source as of that position; not before the last of several steps.
-    """
-
-    position: int
-    changes: int
-    settled: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """What PostgreSQL is about to have, once the embedded side has it for good.
-
-    Attributes
-    ----------
-    statement
-        Under way.
-    note
-        Notes that PostgreSQL has it.
-    """
-
-    statement: Uncommitted
-    note: Callable[[], Applied]
-
-    def commit(self, committed: bool) -> bool:
-        """Have it committed, or give it up; return whether it is being committed, or has to be applied otherwise.
-
-        What is being committed is believed to be there from now on: where it is not, that is found out by what is
-        begun next.
-
-        Parameters
-        ----------
-        committed
-            Whether the embedded side has it.
-
-        Raises
-        ------
-        psycopg.Error
-            PostgreSQL cannot write now.
-        """
-        if not committed:
-            self.statement.roll_back()
-            return False
-        going = self.statement.commit()
-        if going:
-            self.note()
-        return going
-
-    def end(self) -> Applied:
-        """Wait until it is committed.
-
-        Raises
-        ------
-        psycopg.Error
-            It was not.
-        """
-        self.statement.end()
-        return self.note()
 
 
 class SqliteApplier:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from iceburg.database.applier import Applied, NeedsCopyError, NotReadyError
+from iceburg.database.applied import Applied, NeedsCopyError, NotReadyError
 from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.datasets import reconcile
 from iceburg.database.positions import (

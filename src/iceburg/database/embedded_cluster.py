@@ -176,6 +176,8 @@ def render_settings(socket: Path, binaries: Path, overrides: Mapping[str, str]) 
         "fsync": "on",
         "full_page_writes": "on",
         "jit": "off",
+        # What is in the system's cache is there before another process that reads it is awake; new in PostgreSQL 18.
+        "io_method": "sync",
         "timezone": "UTC",
         "log_timezone": "UTC",
         "lc_messages": "C",

@@ -14,7 +14,7 @@ from typing import Final, LiteralString
 
 import psycopg
 
-from iceburg.database.applier import Applied, NotReadyError
+from iceburg.database.applied import Applied, NotReadyError
 from iceburg.database.catalogue import Catalogue, Dataset, Source
 from iceburg.database.datasets import reconcile
 from iceburg.database.positions import (

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from iceburg.database.arguments import limited
-from iceburg.database.protocol import Entity, MatrixStore, Network, Relationship
+from iceburg.database.protocol import Entity, Network, Relationship
 
 _FIRST_LOOK = 200
 
 
-def walk(store: MatrixStore, entity_id: str, depth: int, limit: int) -> Network:
+class Walked(Protocol):
+    """What of a `protocol.MatrixStore` a walk takes."""
+
+    def get(self, entity_id: str) -> Entity | None:
+        """Return the entity of an id, with or without its prefix."""
+        ...
+
+    def get_many(self, entity_ids: Sequence[str]) -> dict[str, Entity]:
+        """Return the entities of exactly these ids."""
+        ...
+
+    def relationships_of(self, entity_ids: Sequence[str]) -> list[Relationship]:
+        """Return the relationships from or to any of these ids, by relationship_id."""
+        ...
+
+
+def walk(store: Walked, entity_id: str, depth: int, limit: int) -> Network:
     """Walk breadth-first from an entity, level by level.
 
     A level goes along the relationships, from or to, of the entities that the level before it met, in the order of

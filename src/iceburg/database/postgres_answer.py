@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
@@ -28,8 +27,6 @@ Originals: TypeAlias = dict[str, Value]
 
 _DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
 _LONG_NUMBER: Final = b"0" * 16
-WITHOUT_FRACTION, WITH_MICROSECONDS = 19, 26
-"""Characters of a time as PostgreSQL and Python print it, without a fraction of a second, and with all six digits."""
 # Where identities are texts; all others are numbers.
 _KEY_FIELDS: Final = {"entities": (ENTITIES.key,), "relationships": (RELATIONSHIPS.key,)}
 
@@ -167,22 +164,12 @@ def stored_json(text: str | None) -> Any:
     if len(text) < len(_LONG_NUMBER):
         return orjson.loads(text)
     raw = text.encode()
-    # A number of fewer digits is the same to both readers; ``jsonb`` prints no exponents.
-    return json.loads(text) if _LONG_NUMBER in raw.translate(_DIGITS) else orjson.loads(raw)
+    return json.loads(text) if has_long_number(raw) else orjson.loads(raw)
 
 
-def written_time(text: str) -> str:
-    """Return a point in time that PostgreSQL printed as `datetime.isoformat` does, but for the letter between.
+def has_long_number(raw: bytes) -> bool:
+    """Whether what ``jsonb`` printed may have a number that orjson reads in another way than `json.loads` does.
 
-    Raises
-    ------
-    BehindError
-        Another program has written a time that Python has not.
+    One of fewer digits is the same to both; ``jsonb`` prints no exponents.
     """
-    if len(text) in (WITHOUT_FRACTION, WITH_MICROSECONDS):
-        return text
-    try:
-        # PostgreSQL prints no zeros at the end.
-        return datetime.fromisoformat(text).isoformat(" ")
-    except ValueError as error:
-        raise BehindError(f"a row was changed by another program: {text!r}") from error
+    return _LONG_NUMBER in raw.translate(_DIGITS)

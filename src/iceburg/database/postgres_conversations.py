@@ -11,17 +11,15 @@ from iceburg.database import conversion
 from iceburg.database.arguments import conversation_columns, is_number, is_text, limited
 from iceburg.database.network import bytewise
 from iceburg.database.postgres_answer import (
-    WITH_MICROSECONDS,
-    WITHOUT_FRACTION,
     Answer,
     Fetched,
     stored_json,
-    written_time,
 )
 from iceburg.database.postgres_change import NEXT_NUMBER, Change
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Conversation
 from iceburg.database.read_statement import FIND, ShortRead
+from iceburg.database.short_records import CONVERSATION, TIME, to_conversations
 from iceburg.mappings.conversations import COLUMNS
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import usable_text
@@ -42,13 +40,7 @@ _NEWEST: Final[LiteralString] = """
 SELECT * FROM (SELECT {columns} FROM {table} AS t WHERE {owned} %s
                ORDER BY t."timestamp" DESC, t.row_id DESC %s) AS t LIMIT $1
 """
-# What a regular exchange is made of; times as texts, which are nearly those that are wanted.
-_SHORT: Final[LiteralString] = (
-    't.query, t.row_id, t.conversation_id, t."timestamp"::text AS at, t.response, t.agent, t.mode,'
-    " t.metadata::text AS data, t.created_at::text AS made"
-)
-_SHORT_BY_ID: Final = ShortRead(FIND + _BY_ID, _SHORT)
-_SHORT_TIME: Final = 3
+_SHORT_BY_ID: Final = ShortRead(FIND + _BY_ID, CONVERSATION)
 _OF_ONE: Final[LiteralString] = " AND t.conversation_id = $2::text"
 _BEFORE: Final[LiteralString] = ' AND (t."timestamp", t.row_id) < (${0}::timestamp, ${1}::bigint)'
 # As the source writes it: the order of these texts is that of the times.
@@ -122,7 +114,7 @@ class PostgresConversations:
         if found is None:
             answer = self._find(conversation)
             return _conversations(answer)[0] if answer.rows else None
-        return _short_conversations(found)[0] if found else None
+        return to_conversations(found)[0] if found else None
 
     def _row_ids(self, conversation: int) -> list[str]:
         return self._session.bound(self._dataset).row_ids([key_text((int(conversation),))])
@@ -145,8 +137,8 @@ class PostgresConversations:
             # Those without a time come first in PostgreSQL and last in SQLite.
             condition, values = _place_of(conversation_id, limit, before, time)
             found = self._session.regular(self._dataset, _short_newest(condition, few=limit <= _FEW), values)
-            if found is not None and not (found and found[0][_SHORT_TIME] is None):
-                return _short_conversations(found)
+            if found is not None and not (found and found[0][TIME] is None):
+                return to_conversations(found)
             answer = self._newest(conversation_id, limit, before, time)
             if not answer.odd and not (answer.rows and answer.rows[0][_TIME] is None):
                 return _conversations(answer)
@@ -233,7 +225,7 @@ def _place_of(
 
 @cache
 def _short_newest(condition: LiteralString, *, few: bool) -> ShortRead:
-    return ShortRead(_NEWEST % (condition, f"LIMIT {_FEW}" if few else ""), _SHORT)
+    return ShortRead(_NEWEST % (condition, f"LIMIT {_FEW}" if few else ""), CONVERSATION)
 
 
 def _regular(timestamp: object) -> datetime | None:
@@ -265,22 +257,3 @@ def _conversation(row: Fetched) -> Conversation:
         stored_json(row[_METADATA]),
         None if created is None else created.isoformat(" "),
     )
-
-
-def _short_conversations(rows: list[Fetched]) -> list[Conversation]:
-    make = conversion.quick_conversation
-    return [
-        make(
-            number,
-            conversation_id,
-            # Nearly all have microseconds.
-            time and (time if len(time) == WITH_MICROSECONDS else written_time(time)).replace(" ", "T"),
-            query,
-            response,
-            agent,
-            mode,
-            metadata and stored_json(metadata),
-            created if created is None or len(created) == WITHOUT_FRACTION else written_time(created),
-        )
-        for query, number, conversation_id, time, response, agent, mode, metadata, created in rows
-    ]

@@ -9,12 +9,14 @@ from typing import Any, Final, LiteralString
 from iceburg.database import conversion
 from iceburg.database.arguments import entity_rows, is_searchable, is_text, limited, relationship_rows
 from iceburg.database.network import bytewise, walk
-from iceburg.database.postgres_answer import Answer, Columns, Fetched, stored_json, written_time
+from iceburg.database.postgres_answer import Answer, Columns, Fetched, stored_json
 from iceburg.database.postgres_change import Change
-from iceburg.database.postgres_search import SHORT_ENTITY, WITHOUT_ID, PostgresSearch, contain, decisive
+from iceburg.database.postgres_search import WITHOUT_ID, PostgresSearch, contain, decisive
 from iceburg.database.postgres_session import PostgresSession
+from iceburg.database.postgres_walk import Surroundings
 from iceburg.database.protocol import Entity, Network, Relationship
 from iceburg.database.read_statement import FIND, ShortRead
+from iceburg.database.short_records import ENTITY, RELATIONSHIP, to_entity, to_relationship
 from iceburg.database.sqlite_matrix import other_id
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import usable_text
@@ -31,29 +33,11 @@ _FIRST: Final[LiteralString] = """
 SELECT {columns} FROM {table} AS t WHERE {owned} AND t.id = $1::uuid
 UNION ALL SELECT {columns} FROM {table} AS t WHERE {owned} AND t.id = $2::uuid LIMIT 1
 """
-# As `SHORT_ENTITY`.
-_SHORT_RELATIONSHIP: Final[LiteralString] = (
-    "t.relationship_data::text AS data, t.relationship_type AS kind, t.created_at::text AS made"
-)
-_SHORT_GET: Final = ShortRead(FIND + _BY_ID, SHORT_ENTITY)
+_SHORT_GET: Final = ShortRead(FIND + _BY_ID, ENTITY)
 _AT_ENDS: Final[LiteralString] = "(t.source_id = ANY($1::text[]) OR t.target_id = ANY($1::text[]))"
 _AT_END: Final[LiteralString] = "(t.source_id = $1::text OR t.target_id = $1::text)"
-_SHORT_AT_END: Final = ShortRead(FIND + _AT_END, _SHORT_RELATIONSHIP)
-_SHORT_AT_ENDS: Final = ShortRead(FIND + _AT_ENDS, _SHORT_RELATIONSHIP)
-_NEAR: Final = 200
-_WITH_ENDS: Final[LiteralString] = """
-WITH r AS MATERIALIZED (SELECT t.* FROM {table} AS t WHERE {owned} AND %s),
-     n AS (SELECT unnest(ARRAY[f.source_id, f.target_id]) AS entity_id
-           FROM (SELECT source_id, target_id FROM r ORDER BY relationship_id LIMIT 200) AS f
-           UNION SELECT unnest($3::text[]))
-SELECT {columns}, FALSE AS entity FROM r AS t
-UNION ALL
-SELECT %s, TRUE FROM n JOIN {data}.matrix_entities t USING (entity_id) WHERE t.dataset_id = $2
-"""
-_SHORT_WITH_ENDS: Final = {
-    condition: ShortRead(_WITH_ENDS % (condition, SHORT_ENTITY), _SHORT_RELATIONSHIP, together=True)
-    for condition in (_AT_END, _AT_ENDS)
-}
+_SHORT_AT_END: Final = ShortRead(FIND + _AT_END, RELATIONSHIP)
+_SHORT_AT_ENDS: Final = ShortRead(FIND + _AT_ENDS, RELATIONSHIP)
 _COUNT: Final[LiteralString] = "SELECT count(*), %s FROM {table} AS t WHERE {owned} %s GROUP BY 2"
 _FIELDS: Final[dict[str, LiteralString]] = {"entity_type": "t.entity_type", "source": "t.source"}
 
@@ -104,7 +88,7 @@ class PostgresMatrix:
         row_ids = self._session.bound(self._entities).row_ids(keys)
         # Asked for the first alone that is found in less time; not found, both are looked for in one snapshot.
         if short := self._session.regular(self._entities, _SHORT_GET, row_ids[:1]):
-            return _short_entity(*short[0])
+            return to_entity(*short[0])
         found = _entities(self._session.find_by(self._entities, _FIRST, row_ids, keys=keys))
         return found[0] if found else None
 
@@ -130,7 +114,7 @@ class PostgresMatrix:
             return []
         short = self._search.find_short(text, entity_type, limit)
         if short is not None:
-            return [_short_entity(*row) for row in short]
+            return [to_entity(*row) for row in short]
         answer = self._search.find(text, entity_type, limit)
         if not answer.odd:
             return _entities(answer)
@@ -165,7 +149,7 @@ class PostgresMatrix:
         values = usable if one else [usable]
         short = self._session.regular(self._relationships, _SHORT_AT_END if one else _SHORT_AT_ENDS, values)
         if short is not None:
-            found = [_short_relationship(*row) for row in short]
+            found = [to_relationship(*row) for row in short]
         else:
             found = _relationships(self._session.find(self._relationships, _AT_END if one else _AT_ENDS, values))
         # Several ids may have one substitute.
@@ -176,7 +160,9 @@ class PostgresMatrix:
     def network(self, entity_id: str, depth: int = 2, limit: int = 100) -> Network:
         """Walk breadth-first around an entity; see `network.walk`."""
         return self._session.in_one_state(
-            lambda: walk(_Surroundings(self._session, self._entities, self._relationships), entity_id, depth, limit)
+            lambda: walk(
+                Surroundings(self._session, self, self._entities, self._relationships, depth), entity_id, depth, limit
+            )
         )
 
     def delete(self, entity_id: str) -> bool:
@@ -229,59 +215,6 @@ class PostgresMatrix:
         return {value: number for value, number in counts.items() if number}
 
 
-class _Surroundings(PostgresMatrix):
-    """The store during a walk: entities come along with the relationships that lead to them."""
-
-    def __init__(self, session: PostgresSession, entities: str, relationships: str) -> None:
-        super().__init__(session, entities, relationships)
-        self._near: dict[str, Entity | None] = {}
-        self._along: dict[str, list[Relationship]] = {}
-
-    def get(self, entity_id: str) -> Entity | None:
-        """Return the entity of an id, as the store does; its relationships come along."""
-        if not is_text(entity_id) or usable_text(entity_id) != entity_id:
-            return super().get(entity_id)
-        along = self._look([entity_id], [entity_id, other_id(entity_id)])
-        if along is None:
-            return super().get(entity_id)
-        self._along[entity_id] = along
-        return self._near.get(entity_id) or self._near.get(other_id(entity_id))
-
-    def relationships_of(self, entity_ids: Sequence[str]) -> list[Relationship]:
-        """Return the relationships from or to any of these ids, and note the entities at their ends."""
-        wanted = list(filter(is_text, entity_ids))
-        if len(wanted) == 1 and wanted[0] in self._along:
-            return self._along[wanted[0]]
-        if any(usable_text(one) != one for one in wanted):
-            return super().relationships_of(wanted)
-        found = self._look(wanted, [])
-        return super().relationships_of(wanted) if found is None else found
-
-    def _look(self, wanted: list[str], further: list[str]) -> list[Relationship] | None:
-        """Return relationships, and note the entities at their ends and further ones; None if there are substitutes."""
-        condition, ids = (_AT_END, wanted[0]) if len(wanted) == 1 else (_AT_ENDS, wanted)
-        session = self._session
-        owner = session.bound(self._entities).dataset.dataset_id
-        rows = session.regular(
-            self._relationships, _SHORT_WITH_ENDS[condition], [ids, owner, further], beside=self._entities
-        )
-        if rows is None:
-            return None
-        found = [_short_relationship(*row[:-1]) for row in rows if not row[-1]]
-        if len(found) <= _NEAR:
-            self._near.update(dict.fromkeys(end for one in found for end in (one.source_id, one.target_id)))
-        entities = [_short_entity(*row[:-1]) for row in rows if row[-1]]
-        self._near.update((entity.entity_id, entity) for entity in entities)
-        found.sort(key=lambda one: bytewise(one.relationship_id))
-        return found
-
-    def get_many(self, entity_ids: Sequence[str]) -> dict[str, Entity]:
-        """Return the entities of exactly these ids, by id."""
-        found = super().get_many([one for one in entity_ids if one not in self._near])
-        found.update((one, entity) for one in entity_ids if (entity := self._near.get(one)) is not None)
-        return found
-
-
 def _entities(answer: Answer) -> list[Entity]:
     kept = answer.originals
     return [conversion.to_entity(answer.columns(row)) if row[0] in kept else _entity(row) for row in answer.rows]
@@ -323,31 +256,4 @@ def _relationship(row: Fetched) -> Relationship:
         get("properties"),
         get("source"),
         None if created is None else created.isoformat(" "),
-    )
-
-
-def _short_entity(document: str, kind: str, created: str | None) -> Entity:
-    get = stored_json(document).get
-    return conversion.quick_entity(
-        get("entity_id"),
-        get("name"),
-        kind,
-        get("source"),
-        get("properties"),
-        get("countries"),
-        get("datasets"),
-        created and written_time(created),
-    )
-
-
-def _short_relationship(document: str, kind: str, created: str | None) -> Relationship:
-    get = stored_json(document).get
-    return conversion.quick_relationship(
-        get("relationship_id"),
-        get("source_id"),
-        get("target_id"),
-        kind,
-        get("properties"),
-        get("source"),
-        created and written_time(created),
     )

@@ -244,12 +244,13 @@ class PostgresPool:
         return found
 
     @property
-    def _is_pinned(self) -> bool:
+    def is_pinned(self) -> bool:
+        """Whether this thread uses one connection for everything."""
         return self.pinned_connection is not None
 
     def in_snapshot(self, call: Callable[[], T]) -> T:
         """Return what a call returns of which every read, in this thread, sees the same state."""
-        if self._is_pinned:
+        if self.is_pinned:
             return call()
         return self.again_if_lost(lambda: self._in_new_snapshot(call))
 
@@ -279,7 +280,7 @@ class PostgresPool:
         try:
             return call()
         except LostError:
-            if self._is_pinned or time.monotonic() - started > AT_ONCE:
+            if self.is_pinned or time.monotonic() - started > AT_ONCE:
                 raise
         return call()
 

@@ -13,6 +13,7 @@ from typing import Any, Final, LiteralString
 from iceburg.database.postgres_answer import Answer, Fetched
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.read_statement import ShortRead
+from iceburg.database.short_records import ENTITY
 from iceburg.mappings.json_value import usable_text
 from iceburg.records import Value
 
@@ -33,6 +34,14 @@ SELECT {columns} FROM (
 ) AS w JOIN {table} AS t ON t.entity_id = w.entity_id
 WHERE {owned} AND lower(t.name) LIKE $1 %s ORDER BY t.entity_id LIMIT $2
 """
+# Of a regular dataset each id is that of one row.
+_SHORT_IN_ORDER: Final[LiteralString] = """
+SELECT {columns} FROM (
+    SELECT w.entity_id FROM (
+        SELECT t.entity_id, t.name, t.entity_type FROM {table} AS t WHERE {owned} ORDER BY t.entity_id %s
+    ) AS w WHERE lower(w.name) LIKE $1 %s LIMIT $2
+) AS w JOIN {table} AS t USING (entity_id) WHERE {owned} ORDER BY w.entity_id
+"""
 _BY_TRIGRAMS: Final[LiteralString] = """
 WITH found AS MATERIALIZED (
     SELECT t.id, t.entity_id FROM {table} AS t WHERE {owned} AND t.name ILIKE $3 AND lower(t.name) LIKE $1 %s
@@ -48,8 +57,6 @@ _OF_TYPE: Final[LiteralString] = """
 SELECT {columns} FROM (SELECT t.* FROM {table} AS t WHERE {owned} AND t.entity_type = $3 LIMIT 5000) AS t
 WHERE lower(t.name) LIKE $1 ORDER BY t.entity_id LIMIT $2
 """
-# What a regular entity is made of; times as texts, which are nearly those that are wanted.
-SHORT_ENTITY: Final[LiteralString] = "t.entity_data::text AS data, t.entity_type AS kind, t.created_at::text AS made"
 WITHOUT_ID: Final[LiteralString] = "t.entity_id IS NULL"
 _SOME_WITHOUT_ID: Final[LiteralString] = "EXISTS (SELECT FROM {table} AS t WHERE {owned} AND " + WITHOUT_ID + ")"
 
@@ -82,7 +89,7 @@ class _Read:
 
 @cache
 def _short(body: LiteralString) -> ShortRead:
-    return ShortRead(body, SHORT_ENTITY, unless=_SOME_WITHOUT_ID)
+    return ShortRead(body, ENTITY, unless=_SOME_WITHOUT_ID)
 
 
 class PostgresSearch:
@@ -110,13 +117,16 @@ class PostgresSearch:
         def look(read: _Read) -> list[Fetched] | None:
             return self._session.regular(self._dataset, _short(read.body), read.values)
 
-        found = look(self._in_order(text, entity_type, limit, _FIRST_WINDOW))
+        def look_in_order(window: LiteralString) -> list[Fetched] | None:
+            return look(self._in_order(text, entity_type, limit, window, short=True))
+
+        found = look_in_order(_FIRST_WINDOW)
         if found is not None and len(found) < limit <= len(found) * _WALK_ON:
-            found = look(self._in_order(text, entity_type, limit, _WINDOW))
+            found = look_in_order(_WINDOW)
         if found is None or len(found) >= limit:
             return found
         if not self._has_trigram(text):
-            return look(self._in_order(text, entity_type, limit, ""))
+            return look_in_order("")
         # What is sought among those of a type takes two reads of one state.
         return look(self._by_trigrams(text, None, limit)) if entity_type is None else None
 
@@ -147,14 +157,17 @@ class PostgresSearch:
             self._dataset, read.body, read.values, decisive(entity_type), odd_if=_SOME_WITHOUT_ID
         )
 
-    def _in_order(self, text: str, entity_type: str | None, limit: int, window: LiteralString) -> _Read:
+    def _in_order(
+        self, text: str, entity_type: str | None, limit: int, window: LiteralString, *, short: bool = False
+    ) -> _Read:
         values: list[Any] = [_pattern(text), limit]
         inner: LiteralString = ""
         outer: LiteralString = ""
         if entity_type is not None:
             inner, outer = "AND w.entity_type = $3", "AND t.entity_type = $3"
             values.append(usable_text(entity_type))
-        return _Read(_IN_ORDER % (window, inner, outer), values)
+        body = _SHORT_IN_ORDER % (window, inner) if short else _IN_ORDER % (window, inner, outer)
+        return _Read(body, values)
 
     def _by_trigrams(self, text: str, entity_type: str | None, limit: int) -> _Read:
         values: list[Any] = [_pattern(text), limit, self._superset(text)]

@@ -13,12 +13,12 @@ from typing import Any, Final, LiteralString, TypeAlias, TypeVar
 
 import psycopg
 
-from iceburg.database.catalogue import Catalogue, Dataset
 from iceburg.database.positions import Mark
 from iceburg.database.postgres_answer import Answer, Bound, Columns, Fetched
 from iceburg.database.postgres_change import Change, of_dataset, run_change, unknown_outcome
+from iceburg.database.postgres_datasets import PostgresDatasets
 from iceburg.database.postgres_failures import BehindError, LostError, StaleError
-from iceburg.database.postgres_pool import AT_ONCE, PostgresPool
+from iceburg.database.postgres_pool import AT_ONCE
 from iceburg.database.quick_write import QuickWrite
 from iceburg.database.read_statement import FIND, HEAD, SEPARATOR, ShortRead, short_read, whole_read
 from iceburg.database.record_writer import RecordWriter
@@ -38,7 +38,6 @@ _MANY: Final = 1_000
 # Originals asked for by key come with each row: with many of both they would not fit into memory.
 _FEW: Final = 100
 
-_EPOCHS: Final[LiteralString] = "SELECT source_id, epoch FROM {state}.positions"
 _KEYS_OF: Final[LiteralString] = """
 SELECT DISTINCT record_key FROM {state}.originals WHERE dataset_id = %s AND field = ANY(%s) LIMIT %s
 """
@@ -60,7 +59,7 @@ Gate: TypeAlias = Callable[[str], Mark | None]
 """Says, for a source's name, what a read of it needs; None: whatever is there is right."""
 
 
-class PostgresSession(PostgresPool):
+class PostgresSession(PostgresDatasets):
     """One target, its datasets, and what of it may be believed.
 
     Parameters
@@ -76,56 +75,8 @@ class PostgresSession(PostgresPool):
     """
 
     def __init__(self, dsn: str, names: SchemaNames, gate: Gate | None = None, **options: Any) -> None:
-        super().__init__(dsn, **options)
-        self.names = names
-        self.make_missing: Callable[[], None] | None = None
+        super().__init__(dsn, names, **options)
         self._gate = gate
-        self._datasets: dict[str, tuple[Dataset, int | None]] | None = None
-        self._bound: dict[str, Bound] = {}
-
-    def bound(self, name: str) -> Bound:
-        """Return a dataset by its name.
-
-        Raises
-        ------
-        BehindError
-            PostgreSQL does not have it.
-        """
-        found = self._bound.get(name) or self._bind(name)
-        if found is None and self.make_missing is not None and not self._is_pinned:
-            make, self.make_missing = self.make_missing, None
-            make()
-            self.forget()
-            found = self._bind(name)
-        if found is None:
-            raise BehindError("PostgreSQL does not have it yet", where=name, hint="Run `iceburg-db migrate`.")
-        return found
-
-    def _bind(self, name: str) -> Bound | None:
-        datasets = self._datasets
-        if datasets is None:
-            datasets = self._datasets = self.again_if_lost(self._read_datasets)
-        if name not in datasets:
-            self._datasets = None
-            return None
-        dataset, epoch = datasets[name]
-        found = self._bound[name] = Bound.of(dataset, epoch)
-        return found
-
-    def _read_datasets(self) -> dict[str, tuple[Dataset, int | None]]:
-        with self.connection() as connection:
-            try:
-                # First: should the definitions change in between, they are newer than they are taken for.
-                epochs = dict(connection.execute(self.names.format(_EPOCHS)).fetchall())
-                datasets = Catalogue(connection, self.names).datasets()
-            except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName):
-                return {}
-        return {dataset.name: (dataset, epochs.get(dataset.source_id)) for dataset in datasets}
-
-    def forget(self) -> None:
-        """Read the datasets anew when they are next asked for."""
-        self._datasets = None
-        self._bound = {}
 
     def rows(
         self, name: str, body: LiteralString, parameters: Sequence[Any] = (), *, odd: Sequence[str] = ()
@@ -223,7 +174,7 @@ class PostgresSession(PostgresPool):
             answer.bound.has_originals = True
             answer = self.ask(name, body, parameters, odd=odd, odd_if=odd_if, originals=keys)
         if answer.kept and answer.rows:
-            if not self._is_pinned:
+            if not self.is_pinned:
                 return self.in_snapshot(lambda: self.find_by(name, body, parameters, odd, keys, odd_if))
             self._add_originals(answer)
         return answer
@@ -251,7 +202,7 @@ class PostgresSession(PostgresPool):
         TargetError
             PostgreSQL cannot be asked.
         """
-        if self._is_pinned:
+        if self.is_pinned:
             return None  # a whole read says more, and there are several of them
         bound = self._bound.get(name) or self.bound(name)
         if not bound.dataset.regular:
@@ -353,7 +304,7 @@ class PostgresSession(PostgresPool):
             try:
                 found = self._run(bound, body, parameters, (tuple(odd), odd_if), originals)
             except StaleError:
-                if self._is_pinned:
+                if self.is_pinned:
                     raise
                 self.forget()
                 continue
@@ -403,7 +354,7 @@ class PostgresSession(PostgresPool):
 
     def in_snapshot(self, call: Callable[[], T]) -> T:
         """See `PostgresPool.in_snapshot`; called anew where a definition has changed meanwhile."""
-        if self._is_pinned:
+        if self.is_pinned:
             return call()
         for _ in range(_ATTEMPTS):
             needs, self._mine.needs = getattr(self._mine, "needs", None), {}
@@ -417,7 +368,7 @@ class PostgresSession(PostgresPool):
 
     def in_one_state(self, call: Callable[[], T]) -> T:
         """Return what a call returns of which every read sees the same state, as it mostly does without a snapshot."""
-        if self._is_pinned:
+        if self.is_pinned:
             return call()
         seen: set[object] = set()
         self._mine.seen, self._mine.needs = seen, {}

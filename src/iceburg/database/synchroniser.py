@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import psycopg
 
 from iceburg.database import fork_guard, metrics
-from iceburg.database.applier import Ahead, Applied, NotReadyError
+from iceburg.database.applied import Ahead, Applied, NotReadyError
 from iceburg.database.breaker import Breaker
 from iceburg.database.helper import Helper, Job
 from iceburg.database.positions import Mark, Position, find_position

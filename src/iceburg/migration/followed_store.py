@@ -12,7 +12,8 @@ from typing import Final
 
 import psycopg
 
-from iceburg.database.applier import Applied, SqliteApplier
+from iceburg.database.applied import Applied
+from iceburg.database.applier import SqliteApplier
 from iceburg.database.catalogue import Catalogue
 from iceburg.database.jsonl_applier import JsonlApplier, jsonl_state
 from iceburg.database.positions import BEING_MIGRATED, find_position

@@ -22,7 +22,8 @@ from typing import Final, Literal
 
 import psycopg
 
-from iceburg.database.applier import PRUNE_STEP, NeedsCopyError, NotReadyError, SqliteApplier
+from iceburg.database.applied import NeedsCopyError, NotReadyError
+from iceburg.database.applier import PRUNE_STEP, SqliteApplier
 from iceburg.database.connection import Target
 from iceburg.database.phases import Phase, read_phase, require_phase
 from iceburg.database.positions import BEING_MIGRATED, find_position

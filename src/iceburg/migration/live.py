@@ -22,7 +22,7 @@ from typing import Final
 
 import psycopg
 
-from iceburg.database.applier import NeedsCopyError, NotReadyError
+from iceburg.database.applied import NeedsCopyError, NotReadyError
 from iceburg.database.connection import Target
 from iceburg.database.phases import Phase, PhaseError, move_phase, read_phase, require_phase
 from iceburg.database.positions import BEING_MIGRATED, find_position

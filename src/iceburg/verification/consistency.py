@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from iceburg.database.applier import NotReadyError
+from iceburg.database.applied import NotReadyError
 from iceburg.database.arming import is_compressed
 from iceburg.database.catalogue import Catalogue, Dataset, Source
 from iceburg.database.change_log import log_state
