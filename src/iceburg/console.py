@@ -15,7 +15,6 @@ from iceburg.final_view import render_final
 from iceburg.follow_view import render_follow
 from iceburg.gate_view import render_cutover, render_mismatches, render_watch
 from iceburg.inspection_view import render_inspection
-from iceburg.log_view import render_logs
 from iceburg.rollback_view import render_rollback
 from iceburg.verification_view import render_consistency, render_verification
 
@@ -227,6 +226,9 @@ def show_adoption(adoption: Adoption) -> None:
 
 def show_logs(logs: Logs) -> None:
     """Print what was done to the change logs, or how they stand."""
+    # What it shows is made by the change logs' code, which most commands do without.
+    from iceburg.log_view import render_logs
+
     render_logs(_printer(), logs, _table)
 
 

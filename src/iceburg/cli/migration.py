@@ -1,8 +1,7 @@
-"""The commands that bring an installation over: demo, inspect, migrate, status."""
+"""The command that brings an installation over."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -31,32 +30,24 @@ from iceburg.cli.application import (
     exits,
     find_stores,
     find_target,
-    say,
     stoppable,
     stopped,
 )
-from iceburg.cli.rollback import run_restorer
-from iceburg.cli.verification import run_verifier
 from iceburg.database.connection import Target
 from iceburg.database.schema import schema_names
 from iceburg.database.vector_indexes import VECTOR_INDEXES
 from iceburg.errors import UsageError
-from iceburg.migration.chroma_restore import find_python
 from iceburg.migration.forget import forget_source
-from iceburg.migration.inspection import inspect as inspect_stores
 from iceburg.migration.live import LiveMigrator
 from iceburg.migration.migrator import Migrator
 from iceburg.migration.report import MigrationReport
-from iceburg.migration.restore import RestoreOptions
 from iceburg.migration.run import Options
-from iceburg.migration.status import read_status
 from iceburg.migration.throttle import DEFAULT_LIMIT
 from iceburg.progress_view import ProgressView
 from iceburg.records import Store
-from iceburg.sources.discovery import discover
 
 
-def _migrate(
+def run_migrator(
     target: Target, data_dir: Path, stores: list[Store], schema: str | None, options: Options, stop: Stop
 ) -> MigrationReport:
     with ProgressView() as view:
@@ -74,71 +65,6 @@ def _migrate_live(
     with ProgressView() as view:
         names = schema_names(schema)
         return LiveMigrator(target, data_dir, rediscover(), names, options, view, stop, rediscover).run()
-
-
-@app.command()
-@exits
-def demo(
-    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where the installation is written.")] = Path(
-        "demo-data"
-    ),
-    entities: Annotated[int, typer.Option("--entities", min=0, help="Entities of the Matrix store.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, other contents.")] = 0,
-    dsn: Dsn = None,
-    schema: Schema = None,
-    jobs: Jobs = DEFAULT_JOBS,
-    as_json: AsJson = False,
-) -> int:
-    """Write a realistic installation, migrate it, verify every record, roll back and compare."""
-    # numpy comes with the generator; the other commands' main process does without it.
-    from iceburg.demo.installation import ensure_installation
-
-    with stoppable() as stop:
-        ensure_installation(directory, entities=entities, seed=seed, progress=say)
-        stop.check()
-        stores, _ = find_stores(directory, None, None, None, None)
-        target = find_target(dsn, directory)
-        migration = _migrate(target, directory, stores, schema, Options(jobs=jobs), stop)
-        if migration.interrupted:
-            return stopped(stop)
-        verification = run_verifier(target, stores, schema, stop, narrowed=False, jobs=jobs, sample=None, limit=10)
-        restored = directory.absolute().with_name(f"{directory.absolute().name}-restored")
-        options = RestoreOptions(jobs, limit=10, chromadb=find_python(None) is not None)
-        rollback = run_restorer(target, directory, restored, schema, options, stop)
-    if as_json:
-        console.print_json(
-            {"migrate": migration.to_json(), "verify": verification.to_json(), "rollback": rollback.to_json()}
-        )
-    else:
-        console.show_migration(migration)
-        sys.stdout.write("\n")
-        console.show_verification(verification)
-        sys.stdout.write("\n")
-        console.show_rollback(rollback)
-    well = migration.status == "complete" and verification.status == "identical" and not rollback.differences
-    return OK if well else FINDINGS
-
-
-@app.command()
-@exits
-def inspect(
-    data_dir: DataDir,
-    schema: Schema = None,
-    sqlite: Sqlite = None,
-    chroma: Chroma = None,
-    jsonl: Jsonl = None,
-    exclude: Exclude = None,
-    as_json: AsJson = False,
-) -> int:
-    """Say what is there, what it will become, and what PostgreSQL cannot hold. Writes nothing."""
-    stores, _ = find_stores(data_dir, sqlite, chroma, jsonl, exclude)
-    with stoppable() as stop, ProgressView() as view:
-        found = inspect_stores(stores, schema_names(schema), on_phase=view.phase, stop_if_asked=stop.check)
-    if as_json:
-        console.print_json(found.to_json())
-    else:
-        console.show_inspection(found)
-    return FINDINGS if found.problems else OK
 
 
 @app.command()
@@ -195,7 +121,7 @@ def migrate(
 
             report = _migrate_live(target, data_dir, rediscover, schema, options, stop)
         else:
-            report = _migrate(target, data_dir, stores, schema, options, stop)
+            report = run_migrator(target, data_dir, stores, schema, options, stop)
     if as_json:
         console.print_json(report.to_json())
     else:
@@ -203,16 +129,3 @@ def migrate(
     if report.interrupted:
         return stopped(stop)
     return OK if report.status == "complete" and not report.quarantined else FINDINGS
-
-
-@app.command()
-@exits
-def status(data_dir: DataDir, dsn: Dsn = None, schema: Schema = None, as_json: AsJson = False) -> int:
-    """Show phases, positions, counts and what is kept; works while another command runs."""
-    stores = discover(data_dir)
-    found = read_status(find_target(dsn, data_dir), stores, schema_names(schema))
-    if as_json:
-        console.print_json(found.to_json())
-    else:
-        console.show_status(found)
-    return OK

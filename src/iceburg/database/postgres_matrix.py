@@ -137,6 +137,10 @@ class PostgresMatrix:
 
     def relationships(self, entity_id: str) -> list[Relationship]:
         """Return the relationships from and to exactly this id, by relationship_id."""
+        if is_text(entity_id) and usable_text(entity_id) == entity_id:
+            short = self._session.regular(self._relationships, _SHORT_AT_END, [entity_id])
+            if short is not None:
+                return _by_id([to_relationship(*row) for row in short])
         return self.relationships_of([entity_id])
 
     def relationships_of(self, entity_ids: Sequence[str]) -> list[Relationship]:
@@ -153,9 +157,7 @@ class PostgresMatrix:
         else:
             found = _relationships(self._session.find(self._relationships, _AT_END if one else _AT_ENDS, values))
         # Several ids may have one substitute.
-        found = [one for one in found if one.source_id in wanted or one.target_id in wanted]
-        found.sort(key=lambda one: bytewise(one.relationship_id))
-        return found
+        return _by_id([one for one in found if one.source_id in wanted or one.target_id in wanted])
 
     def network(self, entity_id: str, depth: int = 2, limit: int = 100) -> Network:
         """Walk breadth-first around an entity; see `network.walk`."""
@@ -213,6 +215,12 @@ class PostgresMatrix:
             counts[value] -= number
         counts.update(odd.columns(row)[field] for row in odd.rows)
         return {value: number for value, number in counts.items() if number}
+
+
+def _by_id(found: list[Relationship]) -> list[Relationship]:
+    if len(found) > 1:
+        found.sort(key=lambda one: bytewise(one.relationship_id))
+    return found
 
 
 def _entities(answer: Answer) -> list[Entity]:
