@@ -15,8 +15,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/iceburg-db demo
 
+# Three at a time on two processors: each waits for PostgreSQL and for the disk in between.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # All of the contract on every form of the layer; some minutes.
 contract: $(VENV)/.installed

@@ -146,8 +146,11 @@ class PostgresPool:
         with self._lock:
             self._waiting += 1
         try:
-            # Whoever gives back one that is not waited for looks whether it is now.
-            borrowed = self._spare.pop() if self._spare else self.pool.getconn(timeout=patience)
+            with contextlib.suppress(IndexError):
+                # Whoever gives back one that is not waited for looks whether it is now.
+                return self._spare.pop()
+            renewals = self._renewals
+            borrowed = self.pool.getconn(timeout=patience)
         except PoolTimeout as error:
             raise self._no_connection() from error
         except PoolClosed as error:
@@ -155,7 +158,7 @@ class PostgresPool:
         finally:
             with self._lock:
                 self._waiting -= 1
-        self.reader(borrowed).lease = self._renewals, time.monotonic() + _LEASE
+        self.reader(borrowed).lease = renewals, time.monotonic() + _LEASE
         return borrowed
 
     def give_back(self, connection: psycopg.Connection[Any]) -> None:
