@@ -381,3 +381,28 @@ def test_stopping_does_not_wait_for_a_long_queue(tmp_path: Path, monkeypatch: py
         never.stop()
         never.offer("x.y", "source", slow)
         assert never._thread is None
+
+
+def test_a_locked_file_is_not_postgresqls_fault(
+    tmp_path: Path, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While PostgreSQL looks, the file is asked where it is; that may take longer than PostgreSQL is waited for."""
+    with (
+        UnifiedDatabase(settings_of(tmp_path, database, postgres_timeout=0.2)) as db,
+        closing(sqlite3.connect(db.layout.conversations, isolation_level=None, check_same_thread=False)) as other,
+    ):
+        db.conversations.save("c", "the first", "a")
+        assert answered_by(db, "postgres", 10)
+        values = "('c', '2026-01-31T10:11:12.000013', 'the second', 'a')"
+        other.execute(
+            f"INSERT INTO conversations (conversation_id, timestamp, user_message, assistant_message) VALUES {values}"
+        )
+        other.execute("BEGIN EXCLUSIVE")
+        release = threading.Timer(0.8, other.execute, ("ROLLBACK",))
+        release.start()
+        with caplog.at_level(logging.WARNING):
+            found = db.conversations.newest("c")
+        release.join()
+        assert {one.user_message for one in found} == {"the first", "the second"}
+        assert not db.breaker.is_open
+        assert caplog.messages == []

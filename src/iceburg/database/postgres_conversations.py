@@ -10,11 +10,7 @@ from typing import Any, Final, LiteralString
 from iceburg.database import conversion
 from iceburg.database.arguments import conversation_columns, is_number, is_text, limited
 from iceburg.database.network import bytewise
-from iceburg.database.postgres_answer import (
-    Answer,
-    Fetched,
-    stored_json,
-)
+from iceburg.database.postgres_answer import Answer, Fetched, stored_json
 from iceburg.database.postgres_change import NEXT_NUMBER, Change
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Conversation

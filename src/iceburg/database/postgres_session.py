@@ -217,6 +217,8 @@ class PostgresSession(PostgresDatasets):
         started = time.monotonic()
         try:
             with self.connection() as connection:
+                if asking is not None:
+                    asking.connection = connection
                 found = self.reader(connection).fetch(statement, parameters, asking)
         except LostError:
             if time.monotonic() - started > AT_ONCE:
@@ -485,7 +487,9 @@ class _Asking:
     The position is no older than the one at the call, so that all written before is in it.
     """
 
-    __slots__ = ("_session", "_source", "need")
+    __slots__ = ("_session", "_source", "connection", "need")
+
+    connection: psycopg.Connection[Any]
 
     def __init__(self, session: PostgresSession, source: str) -> None:
         self._session = session
@@ -493,4 +497,9 @@ class _Asking:
         self.need: Mark | None = None
 
     def __call__(self) -> None:
-        self.need = self._session.need(self._source)
+        # The file may be locked: that is no time that PostgreSQL takes.
+        self._session.returned(self.connection)
+        try:
+            self.need = self._session.need(self._source)
+        finally:
+            self._session.lent(self.connection)
