@@ -445,7 +445,9 @@ def _check(status: int, out: str, said: str, *, tests: bool) -> str | None:
     if status == 0:
         return None
     if tests:
-        failed = [line.split("::")[1].split(" ")[0] for line in out.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        failed = [
+            line.split("::")[1].split(" ")[0] for line in out.splitlines() if line.startswith(("FAILED", "ERROR"))
+        ]
         return f"`{failed[0]}`" if failed else "an error"
     try:
         return str(json.loads(out.splitlines()[-1])["check"])
