@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
@@ -54,12 +55,19 @@ def target(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield Target(dsn, layout)
 
 
-@pytest.fixture
-def adapter(target: Target) -> Iterator[Adapter]:
+@contextmanager
+def adapter_of(target: Target) -> Iterator[Adapter]:
+    """Give an adapter, and empty the database afterwards."""
     with PostgresAdapter(PostgresSession(target.dsn, schema_names(None)), target.layout) as made:
         yield made
     with psycopg.connect(target.dsn) as connection:
         connection.execute(EMPTY)
+
+
+@pytest.fixture
+def adapter(target: Target) -> Iterator[Adapter]:
+    with adapter_of(target) as made:
+        yield made
 
 
 class TestConversations(ConversationContract):

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from iceburg.database.postgres_adapter import PostgresAdapter
-from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Adapter
-from iceburg.database.schema import schema_names
 from tests.contract.conversations import ConversationContract
 from tests.contract.matrix import MatrixContract
-from tests.contract.test_postgres import EMPTY, Target, target
+from tests.contract.test_postgres import Target, adapter_of, target
 
 __all__ = ["target"]
 
@@ -22,10 +19,8 @@ __all__ = ["target"]
 def adapter(target: Target) -> Iterator[Adapter]:
     with psycopg.connect(target.dsn) as connection:
         connection.execute("UPDATE iceburg_migration.datasets SET regular = FALSE")
-    with PostgresAdapter(PostgresSession(target.dsn, schema_names(None)), target.layout) as made:
+    with adapter_of(target) as made:
         yield made
-    with psycopg.connect(target.dsn) as connection:
-        connection.execute(EMPTY)
 
 
 class TestConversations(ConversationContract):

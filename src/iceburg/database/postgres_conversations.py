@@ -10,7 +10,7 @@ from typing import Any, Final, LiteralString
 from iceburg.database import conversion
 from iceburg.database.arguments import conversation_columns, is_number, is_text, limited
 from iceburg.database.network import bytewise
-from iceburg.database.postgres_answer import Answer, Fetched, stored_json
+from iceburg.database.postgres_answer import Answer, Fetched
 from iceburg.database.postgres_change import NEXT_NUMBER, Change
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Conversation
@@ -240,16 +240,7 @@ def _conversations(answer: Answer) -> list[Conversation]:
 
 
 def _conversation(row: Fetched) -> Conversation:
-    """Make an exchange of a row that stands for its record alone: what `restore` and `to_conversation` would do."""
-    time, created = row[_TIME], row[_CREATED]
-    return Conversation(
-        row[_ROW_ID],
-        row[_CONVERSATION],
-        None if time is None else time.isoformat(),  # type: ignore[arg-type]
-        row[_QUERY],
-        row[_RESPONSE],
-        row[_AGENT],
-        row[_MODE],
-        stored_json(row[_METADATA]),
-        None if created is None else created.isoformat(" "),
-    )
+    """Make an exchange of a row that stands for its record alone: what `restore` and `conversion` would do."""
+    time, created = (None if row[at] is None else row[at].isoformat(" ") for at in (_TIME, _CREATED))
+    numbered = row[_QUERY], row[_ROW_ID], row[_CONVERSATION], time
+    return to_conversations([(*numbered, row[_RESPONSE], row[_AGENT], row[_MODE], row[_METADATA], created)])[0]

@@ -9,7 +9,7 @@ from typing import Any, Final, LiteralString
 from iceburg.database import conversion
 from iceburg.database.arguments import entity_rows, is_searchable, is_text, limited, relationship_rows
 from iceburg.database.network import bytewise, walk
-from iceburg.database.postgres_answer import Answer, Columns, Fetched, stored_json
+from iceburg.database.postgres_answer import Answer, Columns, Fetched
 from iceburg.database.postgres_change import Change
 from iceburg.database.postgres_search import WITHOUT_ID, PostgresSearch, contain, decisive
 from iceburg.database.postgres_session import PostgresSession
@@ -112,10 +112,10 @@ class PostgresMatrix:
         limit = limited(limit)
         if not limit or not is_searchable(text) or not (entity_type is None or is_text(entity_type)):
             return []
-        short = self._search.find_short(text, entity_type, limit)
+        short, few_along_ids = self._search.find_short(text, entity_type, limit)
         if short is not None:
             return [to_entity(*row) for row in short]
-        answer = self._search.find(text, entity_type, limit)
+        answer = self._search.find(text, entity_type, limit, few_along_ids=few_along_ids)
         if not answer.odd:
             return _entities(answer)
         return self._session.in_snapshot(lambda: self._search_exactly(text, entity_type, limit))
@@ -229,20 +229,8 @@ def _entities(answer: Answer) -> list[Entity]:
 
 
 def _entity(row: Fetched) -> Entity:
-    """Make an entity of a row that stands for its record alone: what `restore` and `to_entity` would do."""
-    document = stored_json(row[_DOCUMENT])
-    get = document.get
-    created = row[_CREATED]
-    return Entity(
-        get("entity_id"),
-        get("name"),
-        row[_TYPE],
-        get("source"),
-        get("properties"),
-        get("countries"),
-        get("datasets"),
-        None if created is None else created.isoformat(" "),
-    )
+    """Make an entity of a row that stands for its record alone: what `restore` and `conversion` would do."""
+    return to_entity(*_short(row))
 
 
 def _relationships(answer: Answer) -> list[Relationship]:
@@ -253,15 +241,10 @@ def _relationships(answer: Answer) -> list[Relationship]:
 
 
 def _relationship(row: Fetched) -> Relationship:
-    document = stored_json(row[_DOCUMENT])
-    get = document.get
+    return to_relationship(*_short(row))
+
+
+def _short(row: Fetched) -> tuple[bytes, str, str | None]:
+    """Return of a row of a whole read what a short one gives."""
     created = row[_CREATED]
-    return Relationship(
-        get("relationship_id"),
-        get("source_id"),
-        get("target_id"),
-        row[_TYPE],
-        get("properties"),
-        get("source"),
-        None if created is None else created.isoformat(" "),
-    )
+    return row[_DOCUMENT].encode(), row[_TYPE], None if created is None else created.isoformat(" ")

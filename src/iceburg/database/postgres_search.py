@@ -108,10 +108,11 @@ class PostgresSearch:
         self._dataset = dataset
         self._letters: _Letters | None = None
 
-    def find_short(self, text: str, entity_type: str | None, limit: int) -> list[Fetched] | None:
+    def find_short(self, text: str, entity_type: str | None, limit: int) -> tuple[list[Fetched] | None, bool]:
         """Return the first entities whose name contains a text, in the short way; None where that cannot be.
 
-        A row has the document, the type, and when it was made.
+        A row has the document, the type, and when it was made. The second value says whether too few were found on the
+        way along the ids, which `find` need not go again then.
         """
 
         def look(read: _Read) -> list[Fetched] | None:
@@ -124,22 +125,23 @@ class PostgresSearch:
         if found is not None and len(found) < limit <= len(found) * _WALK_ON:
             found = look_in_order(_WINDOW)
         if found is None or len(found) >= limit:
-            return found
+            return found, False
         if not self._has_trigram(text):
-            return look_in_order("")
+            return look_in_order(""), True
         # What is sought among those of a type takes two reads of one state.
-        return look(self._by_trigrams(text, None, limit)) if entity_type is None else None
+        return (look(self._by_trigrams(text, None, limit)) if entity_type is None else None), True
 
-    def find(self, text: str, entity_type: str | None, limit: int) -> Answer:
+    def find(self, text: str, entity_type: str | None, limit: int, *, few_along_ids: bool) -> Answer:
         """Return the first entities whose name contains a text, as PostgreSQL sees names, types and ids.
 
-        Where `odd` is set on the answer, some of them are substitutes.
+        Where `odd` is set on the answer, some of them are substitutes. For `few_along_ids` see `find_short`.
         """
-        answer = self._find(self._in_order(text, entity_type, limit, _FIRST_WINDOW), entity_type)
-        if len(answer.rows) < limit <= len(answer.rows) * _WALK_ON:
-            answer = self._find(self._in_order(text, entity_type, limit, _WINDOW), entity_type)
-        if len(answer.rows) >= limit or answer.odd:
-            return answer
+        if not few_along_ids:
+            answer = self._find(self._in_order(text, entity_type, limit, _FIRST_WINDOW), entity_type)
+            if len(answer.rows) < limit <= len(answer.rows) * _WALK_ON:
+                answer = self._find(self._in_order(text, entity_type, limit, _WINDOW), entity_type)
+            if len(answer.rows) >= limit or answer.odd:
+                return answer
         if not self._has_trigram(text):
             return self._find(self._in_order(text, entity_type, limit, ""), entity_type)
         if entity_type is None:
