@@ -23,7 +23,7 @@ test: $(VENV)/.installed
 contract: $(VENV)/.installed
 	ICEBURG_CONTRACT=all $(BIN)/python -m pytest -n 2 --dist load tests/contract
 
-# The guards of dual write taken out one at a time; a quarter of an hour. Which check fails then goes to docs/dual-write.md.
+# The guards of dual write taken out one at a time; a quarter of an hour. Which check fails goes to docs/dual-write.md.
 dual-mutations: $(VENV)/.installed
 	$(BIN)/python -m tests.faults.guard_mutations --write
 

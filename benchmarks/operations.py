@@ -40,7 +40,7 @@ from benchmarks.copy_speed import fresh_database, settle
 from iceburg.config import Settings
 from iceburg.database.arming import install_logs
 from iceburg.database.embedded import EmbeddedServer
-from iceburg.database.protocol import Entity
+from iceburg.database.protocol import Entity, Relationship
 from iceburg.database.unified_db import UnifiedDatabase
 from iceburg.demo.generator import generate
 from iceburg.sources.discovery import discover
@@ -282,13 +282,17 @@ def percentiles(seconds: list[float]) -> tuple[float, float]:
     return ordered[len(ordered) // 2] * 1e3, ordered[int(len(ordered) * 0.95)] * 1e3
 
 
-def prepare(folder: Path, source: Path) -> None:
-    """Make the files of one side."""
+def prepare(folder: Path, source: Path, *, odd: bool) -> None:
+    """Make the files of one side; `odd`: with a record in each table that PostgreSQL cannot hold as it is."""
     folder.mkdir()
     shutil.copyfile(source / "matrix.db", folder / "matrix.db")
     with UnifiedDatabase(Settings(data_dir=folder, use_postgres=False)) as database:
         for n in range(2_000):
             database.conversations.save(f"c{n % 50}", f"question {n}", "an answer", metadata={"n": n})
+        if odd:
+            database.conversations.save("odd", "a NUL: \0", "an answer")
+            database.matrix.put(Entity("odd", "a NUL: \0", "person"))
+            database.matrix.relate([Relationship("odd", "odd", "odd", "a NUL: \0")])
         database.telemetry.append_many(
             [{"event_type": f"t{n % 5}", "timestamp": 1.7e9 + n, "response_time": n / 7} for n in range(5_000)]
         )
@@ -298,7 +302,7 @@ def prepare(folder: Path, source: Path) -> None:
             database.embeddings.add("bench", [f"v{start + i}" for i in range(500)], vectors)
 
 
-def sides(work: Path, source: Path, admin: str) -> Iterator[tuple[str, Side]]:
+def sides(work: Path, source: Path, admin: str, *, odd: bool = False) -> Iterator[tuple[str, Side]]:
     """Make the files, databases and objects of all sides."""
     dsn = ""
     for number, name in enumerate(SIDES):
@@ -306,7 +310,7 @@ def sides(work: Path, source: Path, admin: str) -> Iterator[tuple[str, Side]]:
             yield name, Bare(dsn)  # on the database of the one before it
             return
         folder = work / f"side{number}"
-        prepare(folder, source)
+        prepare(folder, source, odd=odd)
         if number < _OFF:
             if number == _LOGGED:
                 list(install_logs(discover(folder), lambda: None))
@@ -329,6 +333,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entities", type=int, default=100_000)
     parser.add_argument("--calls", type=int, default=1_000)
+    parser.add_argument(
+        "--odd-values", action="store_true", help="with a record in each table that PostgreSQL cannot hold as it is"
+    )
     parser.add_argument("--keep", type=Path, help="a generated installation to use; it is only read")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="iceburg-bench-", dir="/var/tmp"))
@@ -348,7 +355,7 @@ def main() -> None:
         # Common syllables, words, and whole names that hardly any entity has.
         words = [word for name in names[:40] for word in (name.split()[0][:3], name.split()[-1], name)]
         rng.shuffle(words)
-        all_sides = list(sides(work, source, server.ensure_running()))
+        all_sides = list(sides(work, source, server.ensure_running(), odd=options.odd_values))
         settle(server.ensure_running())
         calls = {name: operations(side, known, words) for name, side in all_sides}
         print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, {count:,} entities")
