@@ -1,4 +1,4 @@
-"""The contract, held by PostgreSQL alone where something was kept beside the rows once: every read is a whole one."""
+"""The contract, held by PostgreSQL alone where something was kept beside the rows once: each read asks what is."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _END = "<!-- mutations: end -->"
 _SECONDS = 420
 
 
-_REGULAR = ("tests/integration/test_regular_reads.py",)
+_SHORT = ("tests/integration/test_regular_reads.py",)
 
 
 @dataclass(frozen=True)
@@ -238,31 +238,81 @@ MUTATIONS = (
     ),
     Mutation(
         "a short read finds rows only while nothing was kept beside them",
-        "read_statement.py",
+        "short_statement.py",
         " AND d.regular {beside}",
         " {beside}",
-        tests=_REGULAR,
+        tests=_SHORT,
     ),
     Mutation(
         "a walk depends on what is kept beside the entities, too",
-        "read_statement.py",
+        "short_statement.py",
         "AND (SELECT x.regular FROM {state}.datasets x WHERE x.dataset_id = {other})",
         "AND {other} = {other}",
-        tests=_REGULAR,
+        tests=_SHORT,
     ),
     Mutation(
         "a short read finds rows only of the definition that it was made for",
-        "read_statement.py",
-        " AND d.generation = {generation}",
-        " AND {generation} = {generation}",
-        tests=_REGULAR,
+        "short_statement.py",
+        " AND d.generation = {generation} AND d.regular",
+        " AND {generation} = {generation} AND d.regular",
+        tests=_SHORT,
+    ),
+    Mutation(
+        "the same, of a dataset that is not regular",
+        "short_statement.py",
+        'd.generation = {generation}\n"""\nREFUSED',
+        '{generation} = {generation}\n"""\nREFUSED',
+        tests=_SHORT,
+    ),
+    Mutation(
+        "a record of which something is kept is restored from it",
+        "short_statement.py",
+        " WHEN EXISTS (SELECT ",
+        " WHEN FALSE AND EXISTS (SELECT ",
+        tests=_SHORT,
+    ),
+    Mutation(
+        "a row from which its record's key does not follow is read in the whole way",
+        "short_statement.py",
+        "        if UNTOLD in kept.values():\n",
+        "        if False:\n",
+        tests=_SHORT,
+    ),
+    Mutation(
+        "so is what identifies records by substitutes",
+        "short_statement.py",
+        "(*read.decides, *bound.key_fields)",
+        "read.decides",
+        tests=_SHORT,
+        also=(("if read.decides or bound.key_fields else", "if read.decides else"),),
+    ),
+    Mutation(
+        "records on whose originals a read decides are given apart",
+        "short_statement.py",
+        "    elif read.apart:\n",
+        "    elif False:\n",
+        tests=_SHORT,
+    ),
+    Mutation(
+        "not those whose keys do not lead to their rows, nor when there are too many",
+        "short_statement.py",
+        "        reasons.append((too_odd, REFUSED))\n",
+        "",
+        tests=_SHORT,
+    ),
+    Mutation(
+        "a short read of a dataset with records in quarantine is refused",
+        "short_statement.py",
+        "for one in (bound, beside) if one is not None]",
+        "for one in ()]",
+        tests=_SHORT,
     ),
     Mutation(
         "what is kept first makes a dataset irregular",
         "schema/0009_regular.sql",
         "    WHERE d.regular AND",
         "    WHERE FALSE AND",
-        tests=_REGULAR,
+        tests=_SHORT,
     ),
     Mutation(
         "a file is armed before the write, not after",

@@ -1,4 +1,4 @@
-"""Short reads of regular datasets: what is kept beside rows, or defined anew, by others is seen by the next read."""
+"""Short reads: what is kept beside rows, or defined anew, by others is seen by the next read."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from iceburg.database.connection import check_server, connect
 from iceburg.database.network import walk
 from iceburg.database.postgres_failures import BehindError
 from iceburg.database.postgres_session import PostgresSession
+from iceburg.database.prompt_read import PromptReader
 from iceburg.database.protocol import Conversation
 from iceburg.database.schema import apply_schema, schema_files, schema_names
 from iceburg.database.short_records import written_time
@@ -93,6 +94,113 @@ def test_what_others_keep_beside_the_rows_is_seen(pair: tuple[UnifiedDatabase, U
     assert [exchange.user_message for exchange in one.conversations.newest()] == ["q\0", "q"]
     assert one.conversations.newest("c\0") == one.conversations.newest()[:1]
     assert not regular(database)["conversations.db/conversations"]
+
+
+def test_records_with_originals_are_read_in_the_short_way(
+    pair: tuple[UnifiedDatabase, UnifiedDatabase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the dataset is known to be irregular; what decides, such as a name, is given apart."""
+    db, _ = pair
+    entities = [Entity(name, f"Name of {name}\0", "person", f"\0{name}", "\0", created_at=WHEN) for name in "abcde"]
+    plain = [Entity(name, f"Name of {name}", "person", created_at=WHEN) for name in "fgh"]
+    edges = [Relationship("r1", "a", "f", "kn\0ows", created_at=WHEN), Relationship("r2", "f", "g", "knows")]
+    db.matrix.put_many(entities + plain)
+    db.matrix.relate(edges)
+    stamps = ["2026-01-31 10:00:00", "2026-01-31T10:00:01.5", "2026-01-31T10:00:00", "yesterday"]
+    numbers = [db.conversations.save(f"c{n % 2}", f"q\0{n}", "a", timestamp=stamp) for n, stamp in enumerate(stamps)]
+    assert (db.matrix.get("a"), len(db.matrix.relationships("f")), len(db.conversations.newest())) == (
+        entities[0],
+        2,
+        4,
+    )
+
+    monkeypatch.setattr(PostgresSession, "ask", whole_way)
+    assert [db.matrix.get(one.entity_id) for one in entities + plain] == entities + plain
+    for _ in range(2):
+        assert db.matrix.search("name") == entities + plain
+        for limit in range(1, 9):
+            assert db.matrix.search("NAME", limit=limit) == (entities + plain)[:limit]
+            assert db.matrix.search("of ", "person", limit=min(limit, 8)) == (entities + plain)[:limit]
+    assert [one.relationship_type for one in db.matrix.relationships("f")] == ["kn\0ows", "knows"]
+    found = db.matrix.network("a")
+    assert list(found.nodes) == [entities[0], *plain[:2]]
+    assert found.edges == tuple(db.matrix.relationships("f"))
+    assert [db.conversations.get(number).user_message for number in numbers] == [f"q\0{n}" for n in range(4)]  # type: ignore[union-attr]
+    newest = db.conversations.newest()
+    assert [one.timestamp for one in newest] == sorted(stamps, reverse=True)
+    for limit in range(1, 5):
+        assert db.conversations.newest(limit=limit) == newest[:limit]
+        assert db.conversations.newest(limit=limit, before=newest[2]) == newest[3 : limit + 3]
+    assert db.conversations.newest("c1") == [one for one in newest if one.conversation_id == "c1"]
+
+
+@pytest.mark.parametrize("name", ["é", 'q"', "b\\", "\\u00e9", "d\x7f", "n\0", "\n"])
+def test_keys_that_do_not_follow_from_their_rows(pair: tuple[UnifiedDatabase, UnifiedDatabase], name: str) -> None:
+    db, _ = pair
+    entities = [Entity(one, "na\0me", "person", created_at=WHEN) for one in sorted(("a", "z", "n", name))]
+    db.matrix.put_many(entities)
+    edges = [Relationship(f"r{end}", name, end, "kn\0ows", created_at=WHEN) for end in ("a", "z", name)]
+    edges.append(Relationship(name, "z", "a", "kn\0ows", created_at=WHEN))
+    db.matrix.relate(edges)
+    for _ in range(2):
+        assert [db.matrix.get(one.entity_id) for one in entities] == entities
+        assert db.matrix.search("na") == entities
+        assert len(db.matrix.relationships("n")) == 0
+        for end in ("a", "z", name):
+            around = [one for one in edges if end in (one.source_id, one.target_id)]
+            assert db.matrix.relationships(end) == sorted(around, key=lambda one: one.relationship_id.encode())
+            found = db.matrix.network(end)
+            assert (len(found.nodes), len(found.edges)) == (3, 4)
+
+
+def test_more_are_apart_than_can_be_given(pair: tuple[UnifiedDatabase, UnifiedDatabase]) -> None:
+    db, _ = pair
+    for count in (99, 100, 101, 102):
+        entities = [Entity(f"e{n:03}", f"name \0{n}", "person", created_at=WHEN) for n in range(count)]
+        db.matrix.put_many([*entities, Entity("z", "name", "person", created_at=WHEN)])
+        for _ in range(2):
+            assert db.matrix.search("name", limit=count) == entities
+            assert [one.entity_id for one in db.matrix.search("name", limit=1_000)][-1] == "z"
+
+
+@pytest.mark.parametrize(("pause", "tried"), [(1_000.0, 0), (0.0, 1)])
+def test_what_was_refused_is_not_tried_again_at_once(
+    pair: tuple[UnifiedDatabase, UnifiedDatabase], monkeypatch: pytest.MonkeyPatch, pause: float, tried: int
+) -> None:
+    monkeypatch.setattr("iceburg.database.postgres_session._REFUSED", pause)
+    db, _ = pair
+    db.matrix.put_many([Entity("n\0", "name", "person"), Entity("a", "name", "person")])
+    asked: list[bytes] = []
+    fetch = PromptReader.fetch
+
+    def noted(self: PromptReader, statement: bytes, *rest: Any) -> Any:
+        asked.append(statement)
+        return fetch(self, statement, *rest)
+
+    for _ in range(2):  # the first finds that it is irregular
+        assert len(db.matrix.search("name")) == 2
+    monkeypatch.setattr(PromptReader, "fetch", noted)
+    assert len(db.matrix.search("name")) == 2
+    assert sum(b" AS refused" in statement for statement in asked) == tried
+
+
+def test_with_a_file_what_is_in_quarantine_is_read_from_it(tmp_path: Path, database: str) -> None:
+    options = Settings(data_dir=tmp_path, use_postgres=True, database_url=SecretStr(database))
+    with UnifiedDatabase(options) as db:
+        db.conversations.save("c", "one\0", "a")
+        db.matrix.put_many([Entity(name, "name\0", "person", created_at=WHEN) for name in "ab"])
+        db.matrix.relate([Relationship("r", "a", "b", "knows", created_at=WHEN)])
+        assert len(db.conversations.newest()) == 1
+        assert len(db.matrix.network("a").nodes) == len(db.matrix.search("name")) == 2
+        run_sql(database, "DELETE FROM conversations; DELETE FROM matrix_entities WHERE entity_id = 'b'")
+        run_sql(
+            database,
+            f"INSERT INTO {STATE}.quarantine (dataset_id, record_key, record, reason)"
+            f" SELECT dataset_id, '[1]', '', 'r' FROM {STATE}.datasets WHERE name ~ 'conversations$|entities$'",
+        )
+        for _ in range(2):
+            assert len(db.conversations.newest()) == 1
+            assert len(db.matrix.network("a").nodes) == len(db.matrix.search("name")) == 2
 
 
 def test_an_original_counts_from_its_commit_on(pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str) -> None:

@@ -27,6 +27,8 @@ Originals: TypeAlias = dict[str, Value]
 
 _DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
 _LONG_NUMBER: Final = b"0" * 16
+UNTOLD: Final = "?"
+"""In a short read, in place of what is kept of a record: it cannot be told from its row."""
 # Where identities are texts; all others are numbers.
 _KEY_FIELDS: Final = {"entities": (ENTITIES.key,), "relationships": (RELATIONSHIPS.key,)}
 
@@ -51,6 +53,8 @@ class Bound:
         Whether originals were met.
     statements, quick
         Those made for it so far, and the short way of writing to it.
+    refused, apart
+        Until when short reads are not to be tried, by read; short reads of which there are records to be given apart.
     """
 
     dataset: Dataset
@@ -61,7 +65,9 @@ class Bound:
     key_fields: tuple[str, ...]
     identity: Callable[[str], bytes]
     has_originals: bool = False
-    statements: dict[Any, bytes] = field(default_factory=dict, repr=False)
+    statements: dict[Any, Any] = field(default_factory=dict, repr=False)
+    refused: dict[Any, float] = field(default_factory=dict, repr=False)
+    apart: set[Any] = field(default_factory=set, repr=False)
     quick: QuickWrite | None = None
 
     @classmethod
@@ -155,6 +161,57 @@ class Answer:
     def columns(self, row: Fetched) -> Columns:
         """Return the source's columns of a row, by name, as they were."""
         return dict(zip(self.bound.columns, self.record(row)[self.bound.width :], strict=True))
+
+
+@dataclass(slots=True)
+class ShortAnswer:
+    """What a read in the short way found.
+
+    Attributes
+    ----------
+    bound
+        The dataset.
+    rows
+        As selected.
+    kept
+        What is kept of the records of rows, by their places; see `kept_of`.
+    apart
+        How many rows at the end are of records given apart: see `iceburg.database.short_statement`.
+    """
+
+    bound: Bound
+    rows: list[Fetched]
+    kept: dict[int, str]
+    apart: int = 0
+
+    def settled(self, fields: Sequence[str]) -> Sequence[int]:
+        """Return the places of rows not given apart of which nothing is kept in these fields of the source."""
+        found = range(len(self.rows) - self.apart)
+        if not self.apart:
+            return found
+        kept = self.kept
+        return [at for at in found if at not in kept or kept_of(kept[at]).keys().isdisjoint(fields)]
+
+
+def kept_of(text: str) -> Originals:
+    """Return the originals of a row of a short read."""
+    found: list[tuple[str, str, str | None]] = orjson.loads(text)
+    return {name: unpack_value(kind, None if raw is None else bytes.fromhex(raw)) for name, kind, raw in found}
+
+
+def restored(bound: Bound, row: Fetched, originals: Originals) -> Columns:
+    """Return the source's columns of a row of the mapping's columns, by name, as they were.
+
+    Raises
+    ------
+    BehindError
+        Another program has changed the row.
+    """
+    try:
+        record = bound.mapping.restore(row, originals)
+    except UnrestorableError as error:
+        raise BehindError(f"a row was changed by another program: {error}", where=bound.dataset.name) from error
+    return dict(zip(bound.columns, record[bound.width :], strict=True))
 
 
 def stored_json(text: str | None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, LiteralString
@@ -14,8 +14,9 @@ from iceburg.database.postgres_answer import Answer, Fetched
 from iceburg.database.postgres_change import NEXT_NUMBER, Change
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Conversation
-from iceburg.database.read_statement import FIND, ShortRead
-from iceburg.database.short_records import CONVERSATION, TIME, to_conversations
+from iceburg.database.read_statement import FIND
+from iceburg.database.short_records import CONVERSATION, TIME, conversations, to_conversations
+from iceburg.database.short_statement import ShortRead
 from iceburg.mappings.conversations import COLUMNS
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import usable_text
@@ -30,8 +31,9 @@ _ROW_ID, _CONVERSATION, _TIME, _QUERY, _RESPONSE, _AGENT, _MODE, _METADATA, _CRE
 _DECISIVE: Final = ("conversation_id", "timestamp")
 _BY_ID: Final[LiteralString] = "t.id = $1::uuid"
 
-# The planner expects a tenth of all rows of a limit that is a parameter; the inner one has it go along an index.
-_FEW: Final = 1_000
+# The planner expects a tenth of all rows of a limit that is a parameter; the inner one has it go along an index, and
+# believe that fewer rows than those that are asked for are the rule: it would else plan each read anew.
+_PAGES: Final = (1, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1_000)
 _NEWEST: Final[LiteralString] = """
 SELECT * FROM (SELECT {columns} FROM {table} AS t WHERE {owned} %s
                ORDER BY t."timestamp" DESC, t.row_id DESC %s) AS t LIMIT $1
@@ -64,6 +66,8 @@ class PostgresConversations:
         self._dataset = dataset
         # What the next one is believed to be numbered: a wrong belief costs the short way, nothing else.
         self._expected: int | None = None
+        # How many are believed to be put apart by `_newest_shortly`: the same.
+        self._apart = 0
 
     def save(
         self,
@@ -106,11 +110,11 @@ class PostgresConversations:
         """Return the exchange of a number."""
         if not is_number(conversation):
             return None
-        found = self._session.regular(self._dataset, _SHORT_BY_ID, self._row_ids(conversation))
+        found = self._session.short(self._dataset, _SHORT_BY_ID, self._row_ids(conversation))
         if found is None:
             answer = self._find(conversation)
             return _conversations(answer)[0] if answer.rows else None
-        return to_conversations(found)[0] if found else None
+        return conversations(found)[0] if found.rows else None
 
     def _row_ids(self, conversation: int) -> list[str]:
         return self._session.bound(self._dataset).row_ids([key_text((int(conversation),))])
@@ -131,14 +135,35 @@ class PostgresConversations:
         time = None if before is None else _regular(before.timestamp)
         if before is None or time is not None:
             # Those without a time come first in PostgreSQL and last in SQLite.
-            condition, values = _place_of(conversation_id, limit, before, time)
-            found = self._session.regular(self._dataset, _short_newest(condition, few=limit <= _FEW), values)
-            if found is not None and not (found and found[0][TIME] is None):
-                return to_conversations(found)
+            found = self._newest_shortly(conversation_id, limit, before, time)
+            if found is not None:
+                return found
             answer = self._newest(conversation_id, limit, before, time)
             if not answer.odd and not (answer.rows and answer.rows[0][_TIME] is None):
                 return _conversations(answer)
         return self._session.in_snapshot(lambda: self._newest_exactly(conversation_id, limit, before))
+
+    def _newest_shortly(
+        self, conversation_id: str | None, limit: int, before: Conversation | None, time: datetime | None
+    ) -> list[Conversation] | None:
+        """Return the newest in the short way; None where that cannot be."""
+        while True:
+            # Those of which PostgreSQL has substitutes may be among the others, and do not count there.
+            asked = _page(limit + self._apart)
+            condition, values = _place_of(conversation_id, asked, before, time)
+            found = self._session.short(self._dataset, _short_newest(condition, asked), values)
+            if found is None:
+                return None
+            places = found.settled(_DECISIVE)
+            if len(places) >= limit or len(found.rows) - found.apart < asked:
+                break
+            self._apart = found.apart
+        if places and found.rows[places[0]][TIME] is None:
+            return None
+        made = conversations(found)
+        if not found.apart:
+            return made[:limit]
+        return _merged([made[at] for at in places], made[-found.apart :], conversation_id, limit, before)
 
     def _newest(
         self,
@@ -149,7 +174,7 @@ class PostgresConversations:
         further: LiteralString = "",
     ) -> Answer:
         condition, values = _place_of(conversation_id, limit, before, time)
-        body = _NEWEST % (further + condition, f"LIMIT {_FEW}" if limit <= _FEW else "")
+        body = _NEWEST % (further + condition, _limit(_page(limit)))
         return self._session.find_by(self._dataset, body, values, _DECISIVE)
 
     def _newest_exactly(
@@ -164,13 +189,7 @@ class PostgresConversations:
             for one in _conversations(self._newest(conversation_id, limit + len(odd), before, time, further))
             if one.id not in odd
         ]
-        found += [
-            one
-            for one in odd.values()
-            if conversation_id in (None, one.conversation_id)
-            and (before is None or (one.timestamp is not None and _place(one) < _place(before)))
-        ]
-        return sorted(found, key=_place, reverse=True)[:limit]
+        return _merged(found, odd.values(), conversation_id, limit, before)
 
     def update(self, conversation: int, changes: Mapping[str, Any]) -> bool:
         """Change fields; return whether the exchange is there."""
@@ -210,8 +229,10 @@ def _place_of(
     if conversation_id is not None:
         condition += _OF_ONE
         values.append(usable_text(conversation_id))
-    if before is not None:
-        text = before.timestamp if isinstance(before.timestamp, str) else ""
+    if before is not None and not isinstance(before.timestamp, str):
+        condition += _TIMED  # a BLOB: all texts are before it
+    elif before is not None:
+        text = before.timestamp
         places = str(len(values) + 1), str(len(values) + 2)
         condition += (_BEFORE_TEXT if time is None else _BEFORE).format(*places)
         # Neither a NUL nor what is not UTF-8 has another place among the texts of times than its substitute.
@@ -219,9 +240,39 @@ def _place_of(
     return condition, values
 
 
+def _page(limit: int) -> int:
+    """Return how many to ask for, so that there are few statements; no fewer than `limit`."""
+    return next((size for size in _PAGES if size >= limit), limit)
+
+
+def _limit(size: int) -> LiteralString:
+    return f"LIMIT {size}" if size <= _PAGES[-1] else ""
+
+
+def _short_newest(condition: LiteralString, size: int) -> ShortRead:
+    return _short_newest_within(condition, _limit(size))
+
+
 @cache
-def _short_newest(condition: LiteralString, *, few: bool) -> ShortRead:
-    return ShortRead(_NEWEST % (condition, f"LIMIT {_FEW}" if few else ""), CONVERSATION)
+def _short_newest_within(condition: LiteralString, limit: LiteralString) -> ShortRead:
+    return ShortRead(_NEWEST % (condition, limit), CONVERSATION, apart=_DECISIVE)
+
+
+def _merged(
+    found: list[Conversation],
+    apart: Iterable[Conversation],
+    conversation_id: str | None,
+    limit: int,
+    before: Conversation | None,
+) -> list[Conversation]:
+    """Put those of `apart` that are asked for where SQLite has them."""
+    found += [
+        one
+        for one in apart
+        if conversation_id in (None, one.conversation_id)
+        and (before is None or (one.timestamp is not None and _place(one) < _place(before)))
+    ]
+    return sorted(found, key=_place, reverse=True)[:limit]
 
 
 def _regular(timestamp: object) -> datetime | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, LiteralString
 
 from iceburg.database import conversion
@@ -15,8 +15,16 @@ from iceburg.database.postgres_search import WITHOUT_ID, PostgresSearch, contain
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.postgres_walk import Surroundings
 from iceburg.database.protocol import Entity, Network, Relationship
-from iceburg.database.read_statement import FIND, ShortRead
-from iceburg.database.short_records import ENTITY, RELATIONSHIP, to_entity, to_relationship
+from iceburg.database.read_statement import FIND
+from iceburg.database.short_records import (
+    ENTITY,
+    RELATIONSHIP,
+    entities,
+    relationships,
+    to_entity,
+    to_relationship,
+)
+from iceburg.database.short_statement import ShortRead
 from iceburg.database.sqlite_matrix import other_id
 from iceburg.mappings.identity import key_text
 from iceburg.mappings.json_value import usable_text
@@ -87,8 +95,9 @@ class PostgresMatrix:
         keys = [key_text((entity_id,)), key_text((other_id(entity_id),))]
         row_ids = self._session.bound(self._entities).row_ids(keys)
         # Asked for the first alone that is found in less time; not found, both are looked for in one snapshot.
-        if short := self._session.regular(self._entities, _SHORT_GET, row_ids[:1]):
-            return to_entity(*short[0])
+        short = self._session.short(self._entities, _SHORT_GET, row_ids[:1])
+        if short is not None and short.rows:
+            return entities(short)[0]
         found = _entities(self._session.find_by(self._entities, _FIRST, row_ids, keys=keys))
         return found[0] if found else None
 
@@ -114,7 +123,11 @@ class PostgresMatrix:
             return []
         short, few_along_ids = self._search.find_short(text, entity_type, limit)
         if short is not None:
-            return [to_entity(*row) for row in short]
+            made = entities(short)
+            if not short.apart:
+                return made[:limit]
+            found = [made[at] for at in short.settled(decisive(entity_type))]
+            return _merged(found, made[-short.apart :], text, entity_type, limit)
         answer = self._search.find(text, entity_type, limit, few_along_ids=few_along_ids)
         if not answer.odd:
             return _entities(answer)
@@ -130,17 +143,14 @@ class PostgresMatrix:
             odd.update(zip((row[0] for row in answer.rows), _entities(answer), strict=True))
         answer = self._search.find_exactly(text, entity_type, limit + len(odd))
         found = [entity for row, entity in zip(answer.rows, _entities(answer), strict=True) if row[0] not in odd]
-        those = [entity for entity in odd.values() if entity_type in (None, entity.entity_type)]
-        fits = contain([entity.name for entity in those], text)
-        found += [entity for entity, does in zip(those, fits, strict=True) if does]
-        return sorted(found, key=lambda entity: bytewise(entity.entity_id))[:limit]
+        return _merged(found, odd.values(), text, entity_type, limit)
 
     def relationships(self, entity_id: str) -> list[Relationship]:
         """Return the relationships from and to exactly this id, by relationship_id."""
         if is_text(entity_id) and usable_text(entity_id) == entity_id:
-            short = self._session.regular(self._relationships, _SHORT_AT_END, [entity_id])
+            short = self._session.short(self._relationships, _SHORT_AT_END, [entity_id])
             if short is not None:
-                return _by_id([to_relationship(*row) for row in short])
+                return _by_id([one for one in relationships(short) if entity_id in (one.source_id, one.target_id)])
         return self.relationships_of([entity_id])
 
     def relationships_of(self, entity_ids: Sequence[str]) -> list[Relationship]:
@@ -151,9 +161,9 @@ class PostgresMatrix:
         usable: list[Any] = [usable_text(one) for one in wanted]
         one = len(usable) == 1
         values = usable if one else [usable]
-        short = self._session.regular(self._relationships, _SHORT_AT_END if one else _SHORT_AT_ENDS, values)
+        short = self._session.short(self._relationships, _SHORT_AT_END if one else _SHORT_AT_ENDS, values)
         if short is not None:
-            found = [to_relationship(*row) for row in short]
+            found = relationships(short)
         else:
             found = _relationships(self._session.find(self._relationships, _AT_END if one else _AT_ENDS, values))
         # Several ids may have one substitute.
@@ -215,6 +225,16 @@ class PostgresMatrix:
             counts[value] -= number
         counts.update(odd.columns(row)[field] for row in odd.rows)
         return {value: number for value, number in counts.items() if number}
+
+
+def _merged(
+    found: list[Entity], apart: Iterable[Entity], text: str, entity_type: str | None, limit: int
+) -> list[Entity]:
+    """Put those of `apart` that are searched for where SQLite has them."""
+    those = [entity for entity in apart if entity_type in (None, entity.entity_type)]
+    fits = contain([entity.name for entity in those], text)
+    found += [entity for entity, does in zip(those, fits, strict=True) if does]
+    return sorted(found, key=lambda entity: bytewise(entity.entity_id))[:limit]
 
 
 def _by_id(found: list[Relationship]) -> list[Relationship]:

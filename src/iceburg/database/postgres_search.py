@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, LiteralString
 
-from iceburg.database.postgres_answer import Answer, Fetched
+from iceburg.database.postgres_answer import Answer, Fetched, ShortAnswer
 from iceburg.database.postgres_session import PostgresSession
-from iceburg.database.read_statement import ShortRead
 from iceburg.database.short_records import ENTITY
+from iceburg.database.short_statement import ShortRead
 from iceburg.mappings.json_value import usable_text
 from iceburg.records import Value
 
@@ -88,8 +88,8 @@ class _Read:
 
 
 @cache
-def _short(body: LiteralString) -> ShortRead:
-    return ShortRead(body, ENTITY, unless=_SOME_WITHOUT_ID)
+def _short(body: LiteralString, apart: tuple[str, ...]) -> ShortRead:
+    return ShortRead(body, ENTITY, unless=_SOME_WITHOUT_ID, apart=apart)
 
 
 class PostgresSearch:
@@ -107,24 +107,38 @@ class PostgresSearch:
         self._session = session
         self._dataset = dataset
         self._letters: _Letters | None = None
+        # How many are believed to be put apart; a wrong belief costs another look.
+        self._apart = 0
 
-    def find_short(self, text: str, entity_type: str | None, limit: int) -> tuple[list[Fetched] | None, bool]:
+    def find_short(self, text: str, entity_type: str | None, limit: int) -> tuple[ShortAnswer | None, bool]:
         """Return the first entities whose name contains a text, in the short way; None where that cannot be.
 
-        A row has the document, the type, and when it was made. The second value says whether too few were found on the
-        way along the ids, which `find` need not go again then.
+        A row has the document, the type, and when it was made; of those apart nothing is said but that PostgreSQL has
+        substitutes of what the search decides on. The second value says whether too few were found on the way along
+        the ids, which `find` need not go again then.
         """
+        while True:
+            # Those apart may be among the others, and do not count there.
+            asked = limit + self._apart
+            found, few = self._find_short(text, entity_type, asked)
+            if found is None or _count(found) < asked or len(found.settled(decisive(entity_type))) >= limit:
+                return found, few
+            self._apart = found.apart
 
-        def look(read: _Read) -> list[Fetched] | None:
-            return self._session.regular(self._dataset, _short(read.body), read.values)
+    def _find_short(self, text: str, entity_type: str | None, limit: int) -> tuple[ShortAnswer | None, bool]:
+        # What identifies them decides for all reads.
+        apart = decisive(entity_type)[1:]
 
-        def look_in_order(window: LiteralString) -> list[Fetched] | None:
+        def look(read: _Read) -> ShortAnswer | None:
+            return self._session.short(self._dataset, _short(read.body, apart), read.values)
+
+        def look_in_order(window: LiteralString) -> ShortAnswer | None:
             return look(self._in_order(text, entity_type, limit, window, short=True))
 
         found = look_in_order(_FIRST_WINDOW)
-        if found is not None and len(found) < limit <= len(found) * _WALK_ON:
+        if found is not None and _count(found) < limit <= _count(found) * _WALK_ON:
             found = look_in_order(_WINDOW)
-        if found is None or len(found) >= limit:
+        if found is None or _count(found) >= limit:
             return found, False
         if not self._has_trigram(text):
             return look_in_order(""), True
@@ -204,6 +218,11 @@ class PostgresSearch:
     def _superset(self, text: str) -> str:
         """Return the pattern for the index: whatever SQLite finds, it finds."""
         return _pattern(text if self._known_letters().simple else _FOLDED_IN_OTHER_WAYS.sub("_", text))
+
+
+def _count(found: ShortAnswer) -> int:
+    """Return how many were found on the way that was gone, those given apart not counted."""
+    return len(found.rows) - found.apart
 
 
 def decisive(entity_type: str | None) -> tuple[str, ...]:

@@ -14,15 +14,16 @@ from typing import Any, Final, LiteralString, TypeAlias, TypeVar
 import psycopg
 
 from iceburg.database.positions import Mark
-from iceburg.database.postgres_answer import Answer, Bound, Columns, Fetched
+from iceburg.database.postgres_answer import Answer, Bound, Columns, Fetched, ShortAnswer
 from iceburg.database.postgres_change import Change, of_dataset, run_change, unknown_outcome
 from iceburg.database.postgres_datasets import PostgresDatasets
 from iceburg.database.postgres_failures import BehindError, LostError, StaleError
 from iceburg.database.postgres_pool import AT_ONCE
 from iceburg.database.quick_write import QuickWrite
-from iceburg.database.read_statement import FIND, HEAD, SEPARATOR, ShortRead, short_read, whole_read
+from iceburg.database.read_statement import FIND, HEAD, SEPARATOR, whole_read
 from iceburg.database.record_writer import RecordWriter
 from iceburg.database.schema import SchemaNames
+from iceburg.database.short_statement import SOME_APART, ShortRead, ShortStatement, short_statement
 from iceburg.mappings.identity import key_text
 from iceburg.records import Value
 
@@ -37,6 +38,8 @@ _CHANGED: Final = ("42P01", "42703", "0A000", "26000")
 _MANY: Final = 1_000
 # Originals asked for by key come with each row: with many of both they would not fit into memory.
 _FEW: Final = 100
+# A short read that was refused is not tried again for so long: it would be again. Seconds.
+_REFUSED: Final = 1.0
 
 _KEYS_OF: Final[LiteralString] = """
 SELECT DISTINCT record_key FROM {state}.originals WHERE dataset_id = %s AND field = ANY(%s) LIMIT %s
@@ -179,10 +182,10 @@ class PostgresSession(PostgresDatasets):
             self._add_originals(answer)
         return answer
 
-    def regular(
+    def short(
         self, name: str, read: ShortRead, parameters: Sequence[Any] = (), beside: str | None = None
-    ) -> list[Fetched] | None:
-        """Return the rows of a short read; None where only a whole one can tell, or be refused.
+    ) -> ShortAnswer | None:
+        """Answer a short read; None where only a whole one can tell, or be refused.
 
         Parameters
         ----------
@@ -205,13 +208,12 @@ class PostgresSession(PostgresDatasets):
         if self.is_pinned:
             return None  # a whole read says more, and there are several of them
         bound = self._bound.get(name) or self.bound(name)
-        if not bound.dataset.regular:
-            return None
-        statement = bound.statements.get(read)
+        wanted = read, read in bound.apart
+        statement: ShortStatement | None = bound.statements.get(wanted)
         if statement is None:
-            other = None if beside is None else self.bound(beside)
-            statement = short_read(self.names, bound, read, other, gated=self._gate is not None)
-            bound.statements[read] = statement
+            statement = bound.statements[wanted] = self._short_statement(bound, read, beside, wanted[1])
+        if read in bound.refused and time.monotonic() < bound.refused[read]:
+            return None
         gate = self._gate
         asking = None if gate is None else _Asking(self, bound.dataset.source)
         started = time.monotonic()
@@ -219,7 +221,7 @@ class PostgresSession(PostgresDatasets):
             with self.connection() as connection:
                 if asking is not None:
                     asking.connection = connection
-                found = self.reader(connection).fetch(statement, parameters, asking)
+                found = self.reader(connection).fetch(statement.text, parameters, asking)
         except LostError:
             if time.monotonic() - started > AT_ONCE:
                 raise
@@ -232,19 +234,25 @@ class PostgresSession(PostgresDatasets):
             # It is another dataset than it was: it is looked at anew.
             self.forget()
             return None
-        head = 2 if asking is not None else int(read.together)
-        state = found[0][:head]
         if asking is not None and asking.need is not None:
-            self._believe(name, bound, asking.need, *state)
-        if read.unless:
-            if found[0][head]:
-                return None
-            head += 1
+            self._believe(name, bound, asking.need, *statement.state_of(found))
+        refused = statement.refusal_of(found)
+        if refused == SOME_APART:
+            bound.apart.add(read)
+            return self.short(name, read, parameters, beside)
+        if refused:
+            bound.refused[read] = time.monotonic() + _REFUSED
+            return None
         if read.together:
-            self._note_state(state)
-        if head:
-            found = [row[head:] for row in found]
-        return [] if found[0][0] is None else found
+            self._note_state(statement.state_of(found))
+        answer = statement.answer(bound, found)
+        if answer is not None and statement.apart and not answer.apart:
+            bound.apart.discard(read)
+        return answer
+
+    def _short_statement(self, bound: Bound, read: ShortRead, beside: str | None, apart: bool) -> ShortStatement:
+        other = None if beside is None else self.bound(beside)
+        return short_statement(self.names, bound, read, other, gated=self._gate is not None, apart=apart)
 
     def find_odd(self, name: str, fields: Sequence[str]) -> Answer:
         """Return the rows of records that have an original in one of some fields; within a snapshot.

@@ -7,10 +7,18 @@ from typing import Final, LiteralString
 
 from iceburg.database.arguments import is_text
 from iceburg.database.network import Walked, bytewise
+from iceburg.database.postgres_answer import Bound, ShortAnswer
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Entity, Relationship
-from iceburg.database.read_statement import ShortRead
-from iceburg.database.short_records import ENTITY, RELATIONSHIP, to_entity, to_relationship
+from iceburg.database.short_records import (
+    ENTITY,
+    RELATIONSHIP,
+    restored_entity,
+    restored_relationship,
+    to_entity,
+    to_relationship,
+)
+from iceburg.database.short_statement import ShortRead
 from iceburg.database.sqlite_matrix import other_id
 from iceburg.mappings.json_value import usable_text
 
@@ -26,9 +34,9 @@ _LEVEL: Final[LiteralString] = """
 WITH r AS MATERIALIZED (SELECT t.* FROM {table} AS t WHERE {owned}
                         AND (t.source_id = ANY($1::text[]) OR t.target_id = ANY($1::text[]))),
      n AS (%s)
-SELECT {columns}, 0 AS what, FALSE AS few FROM r AS t
+SELECT 0 AS what, FALSE AS few, {columns} FROM r AS t
 UNION ALL
-SELECT %s, 2, FALSE FROM n JOIN {data}.matrix_entities AS t USING (entity_id) WHERE t.dataset_id = $2
+SELECT 2, FALSE, {others} FROM n JOIN {data}.matrix_entities AS t USING (entity_id) WHERE t.dataset_id = $2
 """
 # The relationships of the next level include those of the first. Where there are too many, none of them is given, and
 # that level is asked for as any other.
@@ -42,14 +50,18 @@ WITH r AS MATERIALIZED (SELECT t.* FROM {table} AS t WHERE {owned}
      few AS (SELECT count(*) <= 200 AS few FROM s),
      m AS (SELECT unnest(ARRAY[s.source_id, s.target_id]) AS entity_id FROM s WHERE (SELECT few FROM few)
            UNION SELECT entity_id FROM n)
-SELECT {columns}, 0 AS what, (SELECT few FROM few) AS few FROM r AS t
+SELECT 0 AS what, (SELECT few FROM few) AS few, {columns} FROM r AS t
 UNION ALL
-SELECT {columns}, 1, TRUE FROM s AS t WHERE (SELECT few FROM few)
+SELECT 1, TRUE, {columns} FROM s AS t WHERE (SELECT few FROM few)
 UNION ALL
-SELECT %s, 2, (SELECT few FROM few) FROM m JOIN {data}.matrix_entities AS t USING (entity_id) WHERE t.dataset_id = $2
+SELECT 2, (SELECT few FROM few), {others}
+FROM m JOIN {data}.matrix_entities AS t USING (entity_id) WHERE t.dataset_id = $2
 """
-_SHORT_LEVEL: Final = ShortRead(_LEVEL % (_ENDS, ENTITY), RELATIONSHIP, together=True)
-_SHORT_TWO_LEVELS: Final = ShortRead(_TWO_LEVELS % (_ENDS, ENTITY), RELATIONSHIP, together=True)
+# Where it leads follows from what PostgreSQL has of both ends.
+_SHORT_LEVEL, _SHORT_TWO_LEVELS = (
+    ShortRead(levels % _ENDS, RELATIONSHIP, together=True, decides=("source_id", "target_id"), others=ENTITY)
+    for levels in (_LEVEL, _TWO_LEVELS)
+)
 
 
 class Surroundings:
@@ -104,20 +116,21 @@ class Surroundings:
     def _look(self, wanted: list[str], further: list[str], *, deep: bool = False) -> list[Relationship] | None:
         """Return relationships, and note what comes along; None if there may be something beside the rows."""
         session = self._session
-        owner = session.bound(self._entities).dataset.dataset_id
+        nodes = session.bound(self._entities)
         read, ids = (_SHORT_TWO_LEVELS, wanted[0]) if deep else (_SHORT_LEVEL, wanted)
-        rows = session.regular(self._relationships, read, [ids, owner, further], beside=self._entities)
-        if rows is None:
+        values = [ids, nodes.dataset.dataset_id, further]
+        short = session.short(self._relationships, read, values, beside=self._entities)
+        if short is None:
             return None
-        found = _sorted([to_relationship(*row[:3]) for row in rows if row[3] == _ASKED])
+        rows = short.rows
+        found = _sorted(_edges(short, _ASKED))
         if len(found) <= _NEAR:
             self._note_ends(found)
-            if rows and rows[0][4]:
-                self._note_next([to_relationship(*row[:3]) for row in rows if row[3] == _NEXT], further)
+            if rows and rows[0][1]:
+                self._note_next(_edges(short, _NEXT), further)
         if len(wanted) == 1:
             self._along.setdefault(wanted[0], found)
-        entities = [to_entity(*row[:3]) for row in rows if row[3] == _ENTITY]
-        self._near.update((entity.entity_id, entity) for entity in entities)
+        self._near.update((entity.entity_id, entity) for entity in _nodes(short, nodes))
         return found
 
     def _note_next(self, found: list[Relationship], further: list[str]) -> None:
@@ -132,6 +145,24 @@ class Surroundings:
 
     def _note_ends(self, found: list[Relationship]) -> None:
         self._near.update(dict.fromkeys(end for one in found for end in (one.source_id, one.target_id)))
+
+
+def _edges(short: ShortAnswer, which: int) -> list[Relationship]:
+    kept = short.kept
+    return [
+        restored_relationship(short.bound, kept[at], *row[2:]) if at in kept else to_relationship(*row[2:])
+        for at, row in enumerate(short.rows)
+        if row[0] == which
+    ]
+
+
+def _nodes(short: ShortAnswer, bound: Bound) -> list[Entity]:
+    kept = short.kept
+    return [
+        restored_entity(bound, kept[at], *row[2:]) if at in kept else to_entity(*row[2:])
+        for at, row in enumerate(short.rows)
+        if row[0] == _ENTITY
+    ]
 
 
 def _sorted(found: list[Relationship]) -> list[Relationship]:
