@@ -267,14 +267,14 @@ MUTATIONS = (
     Mutation(
         "a record of which something is kept is restored from it",
         "short_statement.py",
-        " WHEN EXISTS (SELECT ",
-        " WHEN FALSE AND EXISTS (SELECT ",
+        "            if (dataset, key) in by_record:\n",
+        "            if False:\n",
         tests=_SHORT,
     ),
     Mutation(
         "a row from which its record's key does not follow is read in the whole way",
         "short_statement.py",
-        "        if UNTOLD in kept.values():\n",
+        "        if None in keys:\n",
         "        if False:\n",
         tests=_SHORT,
     ),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from iceburg.database.postgres_adapter import PostgresAdapter
 from iceburg.database.postgres_answer import ShortAnswer
+from iceburg.database.postgres_search import contain
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Adapter
 from iceburg.database.schema import schema_names
@@ -189,3 +190,11 @@ def test_reads_give_what_sqlite_gives(both: Both, monkeypatch: pytest.MonkeyPatc
 def test_whole_reads_give_what_sqlite_gives(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PostgresSession, "short", lambda *rest, **more: None)
     law(both, EXAMPLES // 2)
+
+
+LETTERS = st.text(st.sampled_from("aAbB%_\0 é\udcff"), max_size=5)
+
+
+@given(st.lists(LETTERS | st.integers() | st.binary(), max_size=3), LETTERS.filter(lambda text: "\udcff" not in text))
+def test_names_are_looked_at_as_sqlite_looks_at_them(names: list[Value], text: str) -> None:
+    assert contain(names, text) == [bool(contain([name, b""], text)[0]) for name in names]

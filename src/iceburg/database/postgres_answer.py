@@ -27,8 +27,6 @@ Originals: TypeAlias = dict[str, Value]
 
 _DIGITS: Final = bytes.maketrans(b"0123456789.", b"00000000000")
 _LONG_NUMBER: Final = b"0" * 16
-UNTOLD: Final = "?"
-"""In a short read, in place of what is kept of a record: it cannot be told from its row."""
 # Where identities are texts; all others are numbers.
 _KEY_FIELDS: Final = {"entities": (ENTITIES.key,), "relationships": (RELATIONSHIPS.key,)}
 
@@ -174,14 +172,14 @@ class ShortAnswer:
     rows
         As selected.
     kept
-        What is kept of the records of rows, by their places; see `kept_of`.
+        The originals of the records of rows, by their places.
     apart
         How many rows at the end are of records given apart: see `iceburg.database.short_statement`.
     """
 
     bound: Bound
     rows: list[Fetched]
-    kept: dict[int, str]
+    kept: dict[int, Originals]
     apart: int = 0
 
     def settled(self, fields: Sequence[str]) -> Sequence[int]:
@@ -190,28 +188,7 @@ class ShortAnswer:
         if not self.apart:
             return found
         kept = self.kept
-        return [at for at in found if at not in kept or kept_of(kept[at]).keys().isdisjoint(fields)]
-
-
-def kept_of(text: str) -> Originals:
-    """Return the originals of a row of a short read."""
-    found: list[tuple[str, str, str | None]] = orjson.loads(text)
-    return {name: unpack_value(kind, None if raw is None else bytes.fromhex(raw)) for name, kind, raw in found}
-
-
-def restored(bound: Bound, row: Fetched, originals: Originals) -> Columns:
-    """Return the source's columns of a row of the mapping's columns, by name, as they were.
-
-    Raises
-    ------
-    BehindError
-        Another program has changed the row.
-    """
-    try:
-        record = bound.mapping.restore(row, originals)
-    except UnrestorableError as error:
-        raise BehindError(f"a row was changed by another program: {error}", where=bound.dataset.name) from error
-    return dict(zip(bound.columns, record[bound.width :], strict=True))
+        return [at for at in found if at not in kept or kept[at].keys().isdisjoint(fields)]
 
 
 def stored_json(text: str | None) -> Any:

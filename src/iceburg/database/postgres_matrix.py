@@ -233,8 +233,10 @@ def _merged(
     """Put those of `apart` that are searched for where SQLite has them."""
     those = [entity for entity in apart if entity_type in (None, entity.entity_type)]
     fits = contain([entity.name for entity in those], text)
-    found += [entity for entity, does in zip(those, fits, strict=True) if does]
-    return sorted(found, key=lambda entity: bytewise(entity.entity_id))[:limit]
+    if any(fits):
+        found += [entity for entity, does in zip(those, fits, strict=True) if does]
+        found.sort(key=lambda entity: bytewise(entity.entity_id))
+    return found[:limit]
 
 
 def _by_id(found: list[Relationship]) -> list[Relationship]:

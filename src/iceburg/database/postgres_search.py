@@ -239,9 +239,17 @@ def _pattern(text: str) -> str:
 
 
 def contain(names: Sequence[Value], text: str) -> list[bool]:
-    """Say of names that PostgreSQL cannot hold whether they contain a text; SQLite itself is asked."""
+    """Say of names that PostgreSQL cannot hold whether they contain a text; SQLite itself is asked, where need be."""
+    if all(_surely_lacks(name, text) for name in names):
+        return [False] * len(names)
     with closing(sqlite3.connect(":memory:")) as connection:
         return [_like(connection, name, f"%{text}%") for name in names]
+
+
+def _surely_lacks(name: Value, text: str) -> bool:
+    """Whether no look at a name is needed: SQLite sees it up to a NUL, and folds ASCII letters as Python does."""
+    plain = isinstance(name, str) and name.isascii() and text.isascii() and "%" not in text and "_" not in text
+    return plain and text.lower() not in str(name).lower()
 
 
 def _like(connection: sqlite3.Connection, name: Value, pattern: str) -> bool:

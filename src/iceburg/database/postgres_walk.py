@@ -7,17 +7,10 @@ from typing import Final, LiteralString
 
 from iceburg.database.arguments import is_text
 from iceburg.database.network import Walked, bytewise
-from iceburg.database.postgres_answer import Bound, ShortAnswer
+from iceburg.database.postgres_answer import ShortAnswer
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Entity, Relationship
-from iceburg.database.short_records import (
-    ENTITY,
-    RELATIONSHIP,
-    restored_entity,
-    restored_relationship,
-    to_entity,
-    to_relationship,
-)
+from iceburg.database.short_records import ENTITY, RELATIONSHIP, RecordT, restored, to_entity, to_relationship
 from iceburg.database.short_statement import ShortRead
 from iceburg.database.sqlite_matrix import other_id
 from iceburg.mappings.json_value import usable_text
@@ -59,7 +52,9 @@ FROM m JOIN {data}.matrix_entities AS t USING (entity_id) WHERE t.dataset_id = $
 """
 # Where it leads follows from what PostgreSQL has of both ends.
 _SHORT_LEVEL, _SHORT_TWO_LEVELS = (
-    ShortRead(levels % _ENDS, RELATIONSHIP, together=True, decides=("source_id", "target_id"), others=ENTITY)
+    ShortRead(
+        levels % _ENDS, RELATIONSHIP, together=True, decides=("source_id", "target_id"), others=ENTITY, other=_ENTITY
+    )
     for levels in (_LEVEL, _TWO_LEVELS)
 )
 
@@ -130,7 +125,7 @@ class Surroundings:
                 self._note_next(_edges(short, _NEXT), further)
         if len(wanted) == 1:
             self._along.setdefault(wanted[0], found)
-        self._near.update((entity.entity_id, entity) for entity in _nodes(short, nodes))
+        self._near.update((entity.entity_id, entity) for entity in _nodes(short))
         return found
 
     def _note_next(self, found: list[Relationship], further: list[str]) -> None:
@@ -148,21 +143,19 @@ class Surroundings:
 
 
 def _edges(short: ShortAnswer, which: int) -> list[Relationship]:
-    kept = short.kept
-    return [
-        restored_relationship(short.bound, kept[at], *row[2:]) if at in kept else to_relationship(*row[2:])
-        for at, row in enumerate(short.rows)
-        if row[0] == which
-    ]
+    found = {at: to_relationship(*row[2:]) for at, row in enumerate(short.rows) if row[0] == which}
+    return _restored(found, short)
 
 
-def _nodes(short: ShortAnswer, bound: Bound) -> list[Entity]:
-    kept = short.kept
-    return [
-        restored_entity(bound, kept[at], *row[2:]) if at in kept else to_entity(*row[2:])
-        for at, row in enumerate(short.rows)
-        if row[0] == _ENTITY
-    ]
+def _nodes(short: ShortAnswer) -> list[Entity]:
+    found = {at: to_entity(*row[2:]) for at, row in enumerate(short.rows) if row[0] == _ENTITY}
+    return _restored(found, short)
+
+
+def _restored(found: dict[int, RecordT], short: ShortAnswer) -> list[RecordT]:
+    for at in found.keys() & short.kept.keys():
+        found[at] = restored(found[at], short.kept[at])
+    return list(found.values())
 
 
 def _sorted(found: list[Relationship]) -> list[Relationship]:

@@ -2,31 +2,23 @@
 
 Where nothing is kept beside it, the row says all that there is to say: it gives what restoring the source's record and
 converting that would give, in a fraction of the time. Times come as texts, which are nearly those that are wanted;
-documents as bytes, which are parsed as they are. Where something is kept, the source's record is restored.
+documents as bytes, which are parsed as they are. What is kept takes the place of what the row has.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, TypeVar
 
 import orjson
 
 from iceburg.database import conversion
-from iceburg.database.postgres_answer import (
-    Bound,
-    Fetched,
-    ShortAnswer,
-    has_long_number,
-    kept_of,
-    restored,
-    stored_json,
-)
+from iceburg.database.postgres_answer import Fetched, Originals, ShortAnswer, has_long_number, stored_json
 from iceburg.database.postgres_failures import BehindError
 from iceburg.database.protocol import Conversation, Entity, Relationship
-from iceburg.mappings.conversations import COLUMNS, OPTIONAL, REQUIRED
 
 CONVERSATION: Final[LiteralString] = (
     't.query, t.row_id, t.conversation_id, t."timestamp"::text AS at, t.response, t.agent, t.mode,'
@@ -40,6 +32,9 @@ ENTITY: Final[LiteralString] = (
 RELATIONSHIP: Final[LiteralString] = (
     "convert_to(t.relationship_data::text, 'UTF8') AS data, t.relationship_type AS kind, t.created_at::text AS made"
 )
+RecordT = TypeVar("RecordT", Conversation, Entity, Relationship)
+# Fields that hold JSON.
+_DOCUMENTS: Final = frozenset({"metadata", "properties", "countries", "datasets"})
 # Characters of a time as PostgreSQL and Python print it, without a fraction of a second, and with all six digits.
 _WITHOUT_FRACTION, _WITH_MICROSECONDS = 19, 26
 
@@ -97,45 +92,15 @@ def conversations(found: ShortAnswer) -> list[Conversation]:
     """Make exchanges of the rows of an answer."""
     made = to_conversations(found.rows)
     for at, kept in found.kept.items():
-        made[at] = _restored_conversation(found.bound, kept, *found.rows[at])
+        made[at] = restored(made[at], kept)
     return made
-
-
-def _restored_conversation(
-    bound: Bound,
-    kept: str,
-    query: str,
-    number: int,
-    conversation_id: str | None,
-    time: str | None,
-    response: str | None,
-    agent: str | None,
-    mode: str | None,
-    metadata: str | None,
-    created: str | None,
-) -> Conversation:
-    values = {
-        "row_id": number,
-        "conversation_id": conversation_id,
-        "timestamp": _time_of(time),
-        "query": query,
-        "response": response,
-        "mode": mode,
-        "agent": agent,
-        "created_at": _time_of(created),
-        "metadata": metadata,
-        # Of columns that no exchange has.
-        "extra": None if set(bound.columns) <= {*REQUIRED, *OPTIONAL} else "{}",
-    }
-    row = tuple(values.get(column.name) for column in COLUMNS)
-    return conversion.to_conversation(restored(bound, row, kept_of(kept)))
 
 
 def entities(found: ShortAnswer) -> list[Entity]:
     """Make entities of the rows of an answer."""
     made = [to_entity(*row) for row in found.rows]
     for at, kept in found.kept.items():
-        made[at] = restored_entity(found.bound, kept, *found.rows[at])
+        made[at] = restored(made[at], kept)
     return made
 
 
@@ -143,27 +108,18 @@ def relationships(found: ShortAnswer) -> list[Relationship]:
     """Make relationships of the rows of an answer."""
     made = [to_relationship(*row) for row in found.rows]
     for at, kept in found.kept.items():
-        made[at] = restored_relationship(found.bound, kept, *found.rows[at])
+        made[at] = restored(made[at], kept)
     return made
 
 
-def restored_entity(bound: Bound, kept: str, document: bytes, kind: str, created: str | None) -> Entity:
-    """Make an entity of a row and of what is kept beside it."""
-    return conversion.to_entity(restored(bound, _row(document, kind, created), kept_of(kept)))
-
-
-def restored_relationship(bound: Bound, kept: str, document: bytes, kind: str, created: str | None) -> Relationship:
-    """Make a relationship of a row and of what is kept beside it."""
-    return conversion.to_relationship(restored(bound, _row(document, kind, created), kept_of(kept)))
-
-
-def _row(document: bytes, kind: str, created: str | None) -> Fetched:
-    """Return the row of an entity or relationship as its mapping makes it, in what restoring it takes."""
-    return None, None, kind, document.decode(), _time_of(created), None
-
-
-def _time_of(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(written_time(text))
+def restored(record: RecordT, kept: Originals) -> RecordT:
+    """Return a record with the originals of its fields in place of what PostgreSQL has of them."""
+    values: dict[str, Any] = {
+        name: conversion.json_value(value) if name in _DOCUMENTS else value
+        for name, value in kept.items()
+        if name in record.__slots__  # another column of the source
+    }
+    return replace(record, **values)
 
 
 def _document(raw: bytes) -> dict[str, Any]:

@@ -4,13 +4,14 @@ A dataset is *regular* while nothing was ever kept beside its rows: nearly all a
 only while that is so and the definition is the one that it was written for, both of which one row says; else it finds
 nothing at all, not even a row of NULLs.
 
-Of one that is not regular, each row says what is kept of its record: the record's key follows from the row. Where it
-does not, or where something is kept of values on which the statement decides, it says so, or gives the records that
-these are of apart from the others.
+One of a dataset that is not regular says what is kept of the records of all its rows: their keys follow from the rows.
+Where one does not, or where something is kept of values on which the statement decides, it is refused, or gives the
+records that these are of apart from the others.
 
 Rejected: keeping in the process what is known of a dataset (another process may keep an original at any time); a view
 that is dropped when something is kept (its lock would say it for nothing, but the application's role need not own it);
-the id of the row in `originals` (what another program wrote there or left out would have to be found and mended).
+the id of the row in `originals` (what another program wrote there or left out would have to be found and mended); to
+ask of each row whether something is kept (PostgreSQL reads all that is kept for it, once or for each row, as it likes).
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
+import orjson
 from psycopg import sql
 
-from iceburg.database.postgres_answer import UNTOLD, Bound, Fetched, ShortAnswer
+from iceburg.database.kept import unpack_value
+from iceburg.database.postgres_answer import Bound, Fetched, Originals, ShortAnswer
 from iceburg.database.read_statement import ODD, QUARANTINED, SNAPSHOT, part
 from iceburg.database.schema import SchemaNames
 from iceburg.mappings.document import ENTITIES, RELATIONSHIPS
@@ -34,22 +37,19 @@ _BESIDE: Final[LiteralString] = "AND (SELECT x.regular FROM {state}.datasets x W
 _POSITION: Final[LiteralString] = "LEFT JOIN {state}.positions p ON p.source_id = {source}"
 
 _IRREGULAR: Final[LiteralString] = """
-SELECT {head} CASE {refused} ELSE 0 END AS refused, t.*
-FROM {state}.datasets d {position} LEFT JOIN LATERAL ({body}) AS t ON TRUE
+WITH page AS MATERIALIZED ({body})
+SELECT {head} CASE {refused} ELSE 0 END AS refused, t.*, (
+    SELECT json_agg(
+        json_build_array(o.dataset_id, o.record_key, o.field, o.storage_class, encode(o.value, 'hex'))
+    )::text
+    FROM {state}.originals AS o
+    WHERE o.dataset_id = ANY({datasets}) AND o.record_key = ANY(ARRAY(SELECT p.key FROM page AS p))
+) AS kept
+FROM {state}.datasets d {position} LEFT JOIN page AS t ON TRUE
 WHERE d.dataset_id = {dataset} AND d.generation = {generation}
 """
 REFUSED, SOME_APART = 1, 2
 """Why a short read is not answered: it cannot be; there are records to be given apart."""
-# What is kept of a row's record, by its key; or that it cannot be told, where the key does not follow from the row: see
-# `mappings.identity.key_text`. A record whose row has a substitute of what identifies it has an original of that.
-_ORIGINALS: Final[LiteralString] = "FROM {state}.originals AS o WHERE o.dataset_id = {dataset} AND o.record_key = %s"
-# Asked first whether there are any, which nearly always answers it, in a third of the time.
-_KEPT: Final[LiteralString] = (
-    "CASE %s WHEN EXISTS (SELECT " + _ORIGINALS + ")"
-    " THEN (SELECT json_agg(json_build_array(o.field, o.storage_class, encode(o.value, 'hex')))::text "
-    + _ORIGINALS
-    + ") END AS kept"
-)
 _APART: Final[LiteralString] = """
 SELECT FALSE AS apart, t.* FROM ({body}) AS t
 UNION ALL SELECT TRUE, {columns} FROM ({keys}) AS o JOIN {table} AS t ON {row} WHERE {owned}
@@ -72,8 +72,9 @@ class _Identity:
     ----------
     column
         What identifies the row.
-    kept
-        What is kept of the record of a row.
+    key
+        The key of the record of a row; NULL where it does not follow from the row. See `mappings.identity.key_text`; a
+        record whose row has a substitute of what identifies it has an original of that.
     plain
         The pattern of the keys from which the row follows.
     row
@@ -81,24 +82,21 @@ class _Identity:
     """
 
     column: str
-    kept: LiteralString
+    key: LiteralString
     plain: str
     row: LiteralString
 
 
-_NUMBER: Final[LiteralString] = "'[' || t.{name} || ']'"
-_TEXT: Final[LiteralString] = """'["' || t.{name} || '"]'"""
-_NOT_PLAIN: Final[LiteralString] = r"""WHEN t.{name} IS NULL OR t.{name} ~ '[^ -~]|["\\]' THEN {untold}"""
 _BY_NUMBER: Final = _Identity(
     "row_id",
-    _KEPT % ("", _NUMBER, _NUMBER),
+    "'[' || t.{name} || ']'",
     r"^\[-?[0-9]+\]$",
     "t.{name} = substr(o.record_key, 2, length(o.record_key) - 2)::bigint",
 )
 _IDENTITY: Final = {"conversations": _BY_NUMBER} | {
     mapping: _Identity(
         column,
-        _KEPT % (_NOT_PLAIN, _TEXT, _TEXT),
+        r"""CASE WHEN t.{name} !~ '[^ -~]|["\\]' THEN '["' || t.{name} || '"]' END""",
         r'^\["[^\\]*"\]$',
         "t.{name} = substr(o.record_key, 3, length(o.record_key) - 4)",
     )
@@ -126,6 +124,8 @@ class ShortRead:
         The same, but that the records can be given apart.
     others
         What ``{others}`` stands for: columns of the dataset beside it.
+    other
+        The first column of the rows that have these, and of no others.
     """
 
     body: LiteralString
@@ -135,6 +135,7 @@ class ShortRead:
     decides: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     others: LiteralString = ""
+    other: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +152,23 @@ class ShortStatement:
     tells_refusal
         Whether the next column is whether it is refused, and why.
     kept
-        Whether the last column is what is kept.
+        Whether the last columns are the key of the row's record, and what is kept of those of all rows.
     apart
         Whether records are given apart; the column before its own is whether the row is of one of these.
+    dataset, beside
+        The numbers of the datasets.
+    other
+        As of the read.
     """
 
     text: bytes
     state: int
     tells_refusal: bool
-    kept: bool
-    apart: bool
+    kept: bool = False
+    apart: bool = False
+    dataset: int = 0
+    beside: int = 0
+    other: int | None = None
 
     def state_of(self, found: Sequence[Fetched]) -> Fetched:
         """Return what rows of it are as of; there is at least one."""
@@ -177,12 +185,27 @@ class ShortStatement:
             return ShortAnswer(bound, [], {})
         if not self.kept:
             return ShortAnswer(bound, [row[begin:] for row in found] if begin else found, {})
-        kept = {at: row[-1] for at, row in enumerate(found) if row[-1] is not None}
-        if UNTOLD in kept.values():
+        keys = [row[-2] for row in found]
+        if None in keys:
             return None
         apart = sum(row[begin] for row in found) if self.apart else 0
         begin += self.apart
-        return ShortAnswer(bound, [row[begin:-1] for row in found], kept, apart)
+        rows = [row[begin:-2] for row in found]
+        text = found[0][-1]
+        return ShortAnswer(bound, rows, {} if text is None else self._kept(rows, keys, text), apart)
+
+    def _kept(self, rows: list[Fetched], keys: list[str], text: str) -> dict[int, Originals]:
+        by_record: dict[tuple[int, str], Originals] = {}
+        originals: list[tuple[int, str, str, str, str | None]] = orjson.loads(text)
+        for dataset, key, name, kind, raw in originals:
+            value = unpack_value(kind, None if raw is None else bytes.fromhex(raw))
+            by_record.setdefault((dataset, key), {})[name] = value
+        kept = {}
+        for at, (row, key) in enumerate(zip(rows, keys, strict=True)):
+            dataset = self.beside if self.other is not None and row[0] == self.other else self.dataset
+            if (dataset, key) in by_record:
+                kept[at] = by_record[dataset, key]
+        return kept
 
 
 def short_statement(
@@ -218,9 +241,9 @@ def short_statement(
             beside=nothing if beside is None else names.format(_BESIDE, other=sql.Literal(beside.dataset.dataset_id)),
             **common,
         )
-        return ShortStatement(text.as_bytes(), state, bool(read.unless), kept=False, apart=False)
-    columns = _with_kept(names, bound, read.columns)
-    others = nothing if beside is None else _with_kept(names, beside, read.others)
+        return ShortStatement(text.as_bytes(), state, bool(read.unless))
+    columns = _with_key(bound, read.columns)
+    others = nothing if beside is None else _with_key(beside, read.others)
     body = part(names, bound, read.body, columns=columns, others=others)
     refused = [_odd(names, bound, (*read.decides, *bound.key_fields))] if read.decides or bound.key_fields else []
     if read.unless:
@@ -244,19 +267,29 @@ def short_statement(
         head=sql.Composed(head),
         refused=sql.SQL(" ").join(sql.SQL("WHEN {} THEN {}").format(reason, sql.Literal(n)) for reason, n in reasons),
         body=body,
+        datasets=sql.Literal([one.dataset.dataset_id for one in (bound, beside) if one is not None]),
         **common,
     )
-    return ShortStatement(text.as_bytes(), state, tells_refusal=True, kept=True, apart=apart)
+    return ShortStatement(
+        text.as_bytes(),
+        state,
+        tells_refusal=True,
+        kept=True,
+        apart=apart,
+        dataset=bound.dataset.dataset_id,
+        beside=0 if beside is None else beside.dataset.dataset_id,
+        other=read.other,
+    )
 
 
 def _odd(names: SchemaNames, bound: Bound, fields: Sequence[str]) -> sql.Composable:
     return part(names, bound, ODD, fields=sql.Literal(list(fields)))
 
 
-def _with_kept(names: SchemaNames, bound: Bound, columns: LiteralString) -> sql.Composable:
+def _with_key(bound: Bound, columns: LiteralString) -> sql.Composable:
     identity = _identity(bound)
-    kept = part(names, bound, identity.kept, name=sql.Identifier(identity.column), untold=sql.Literal(UNTOLD))
-    return sql.SQL(columns) + sql.SQL(", ") + kept
+    key = sql.SQL(identity.key).format(name=sql.Identifier(identity.column))
+    return sql.SQL("{}, {} AS key").format(sql.SQL(columns), key)
 
 
 def _identity(bound: Bound) -> _Identity:
