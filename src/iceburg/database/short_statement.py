@@ -36,15 +36,16 @@ WHERE d.dataset_id = {dataset} AND d.generation = {generation} AND d.regular {be
 _BESIDE: Final[LiteralString] = "AND (SELECT x.regular FROM {state}.datasets x WHERE x.dataset_id = {other})"
 _POSITION: Final[LiteralString] = "LEFT JOIN {state}.positions p ON p.source_id = {source}"
 
+# What is kept goes with the first row alone: it may be large.
 _IRREGULAR: Final[LiteralString] = """
 WITH page AS MATERIALIZED ({body})
-SELECT {head} CASE {refused} ELSE 0 END AS refused, t.*, (
+SELECT {head} CASE {refused} ELSE 0 END AS refused, t.*, CASE WHEN row_number() OVER () = 1 THEN (
     SELECT json_agg(
         json_build_array(o.dataset_id, o.record_key, o.field, o.storage_class, encode(o.value, 'hex'))
     )::text
     FROM {state}.originals AS o
     WHERE o.dataset_id = ANY({datasets}) AND o.record_key = ANY(ARRAY(SELECT p.key FROM page AS p))
-) AS kept
+) END AS kept
 FROM {state}.datasets d {position} LEFT JOIN page AS t ON TRUE
 WHERE d.dataset_id = {dataset} AND d.generation = {generation}
 """
@@ -152,7 +153,7 @@ class ShortStatement:
     tells_refusal
         Whether the next column is whether it is refused, and why.
     kept
-        Whether the last columns are the key of the row's record, and what is kept of those of all rows.
+        Whether the last columns are the key of the row's record and, in the first row, what is kept of those of all.
     apart
         Whether records are given apart; the column before its own is whether the row is of one of these.
     dataset, beside
