@@ -3,12 +3,13 @@
 ICEBURG's way is that of its MatrixStore and UnifiedDatabase: rows as dictionaries, the Matrix store's JSON columns
 decoded; a walk around an entity takes a query for each level.
 
-The sides take turns of some calls, as an application makes them on one side, in one run on one installation: ICEBURG's
-way, the layer with the flag off, the layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone; for
-writes also ICEBURG's way on files that have a change log. Each side has files of its own, so that none waits for
-another's locks; the databases are vacuumed first, as they would be in the minutes after a migration. A peer shows what
-any program pays for PostgreSQL: psycopg on a connection that stays open, with a prepared statement for the same rows,
-which knows nothing of positions, originals or what other processes change.
+The sides take turns of some calls, as an application makes them on one side, in one run on one installation, and each
+turn goes over all operations, so that no moment of the machine falls to one of them alone: ICEBURG's way, the layer
+with the flag off, the layer reading PostgreSQL in step with SQLite (dual), and PostgreSQL alone; for writes also
+ICEBURG's way on files that have a change log. Each side has files of its own, so that none waits for another's locks;
+the databases are vacuumed first, as they would be in the minutes after a migration. A peer shows what any program pays
+for PostgreSQL: psycopg on a connection that stays open, with a prepared statement for the same rows, which knows
+nothing of positions, originals or what other processes change.
 
 Run ``make bench-operations``, or ``python -m benchmarks.operations --entities 1500000``.
 """
@@ -365,9 +366,7 @@ def main() -> None:
         )
         print("| operation | " + " | ".join(SIDES) + " | dual | alone | bare |")
         print("| --- |" + " ---: |" * (len(SIDES) + 3))
-        for operation in calls[SIDES[_OFF]]:
-            slow = operation.startswith(("search", "count"))
-            found = measure(operation, calls, options.calls // (5 if slow else 1))
+        for operation, found in measure(calls, options.calls).items():
             print(row(operation, found), flush=True)
         for _, side in all_sides:
             if not isinstance(side, Legacy):
@@ -378,27 +377,30 @@ def main() -> None:
     print(f"\n{datetime.now(UTC):%Y-%m-%d}")
 
 
-def measure(
-    operation: str, calls: dict[str, dict[str, Callable[[int], Any]]], count: int
-) -> dict[str, tuple[float, float]]:
-    """Time an operation on every side that has it, in turns of some calls; return p50 and p95."""
-    taken: dict[str, list[float]] = {name: [] for name, of in calls.items() if operation in of}
-    names, number = list(taken), 0
-    for name in names:
-        for n in range(ASKED_BEFORE.get(operation, 0)):
-            calls[name][operation](n)
+def measure(calls: dict[str, dict[str, Callable[[int], Any]]], count: int) -> dict[str, dict[str, tuple[float, float]]]:
+    """Time every operation on every side that has it, in turns of some calls; return p50 and p95."""
+    operations = list(calls[SIDES[_OFF]])
+    taken = {
+        operation: {name: list[float]() for name, of in calls.items() if operation in of} for operation in operations
+    }
+    for operation, before in ASKED_BEFORE.items():
+        for name in taken[operation]:
+            for n in range(before):
+                calls[name][operation](n)
     for turn in range(TURNS):
-        # Each side comes after each other one; the first calls of a turn find the processor's caches full of that one.
-        random.Random(turn).shuffle(names)
-        for name in names:
-            call = calls[name][operation]
-            for n in range(-WARM, count // TURNS):
-                started = time.perf_counter()
-                call(number + n + WARM)
-                if n >= 0:
-                    taken[name].append(time.perf_counter() - started)
-        number += count // TURNS + WARM
-    return {name: percentiles(seconds) for name, seconds in taken.items()}
+        for operation in operations:
+            size = count // TURNS // (5 if operation.startswith(("search", "count")) else 1)
+            # Each side comes after each other one; the first calls of a turn find the processor's caches full of that.
+            names = list(taken[operation])
+            random.Random(turn).shuffle(names)
+            for name in names:
+                call = calls[name][operation]
+                for n in range(-WARM, size):
+                    started = time.perf_counter()
+                    call(turn * (size + WARM) + n + WARM)
+                    if n >= 0:
+                        taken[operation][name].append(time.perf_counter() - started)
+    return {operation: {name: percentiles(seconds) for name, seconds in of.items()} for operation, of in taken.items()}
 
 
 def row(operation: str, found: dict[str, tuple[float, float]]) -> str:
