@@ -303,8 +303,8 @@ MUTATIONS = (
     Mutation(
         "a short read of a dataset with records in quarantine is refused",
         "short_statement.py",
-        "for one in (bound, beside) if one is not None]",
-        "for one in ()]",
+        "QUARANTINED) for one in (bound, beside) if",
+        "QUARANTINED) for one in () if",
         tests=_SHORT,
     ),
     Mutation(
