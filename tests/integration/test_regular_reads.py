@@ -134,6 +134,16 @@ def test_records_with_originals_are_read_in_the_short_way(
     assert db.conversations.newest("c1") == [one for one in newest if one.conversation_id == "c1"]
 
 
+def test_a_walk_sees_what_is_kept_beside_the_entities(pair: tuple[UnifiedDatabase, UnifiedDatabase]) -> None:
+    """None of them is read in another way meanwhile, which would find out."""
+    one, other = pair
+    other.matrix.put_many([Entity("e", "plain", "person"), Entity("f", "plain", "person")])
+    other.matrix.relate([Relationship("r", "e", "f", "knows")])
+    for name in ("plain", "pl\0ain", "other", "pl\0other"):
+        other.matrix.put(Entity("f", name, "person"))
+        assert [node.name for node in one.matrix.network("e").nodes] == ["plain", name]
+
+
 @pytest.mark.parametrize("name", ["é", 'q"', "b\\", "\\u00e9", "d\x7f", "n\0", "\n"])
 def test_keys_that_do_not_follow_from_their_rows(pair: tuple[UnifiedDatabase, UnifiedDatabase], name: str) -> None:
     db, _ = pair
@@ -277,11 +287,13 @@ def test_a_target_of_before_knows_what_it_keeps(database: str) -> None:
     assert regular(database) == {"a": False, "b": False, "c": True}
 
 
+@pytest.mark.parametrize("name", ["name", "na\0me"], ids=["regular", "not regular"])
 def test_another_definition_is_looked_at_anew(
-    pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     db, _ = pair
-    db.matrix.put(Entity("e", "name", "person"))
+    db.matrix.put(Entity("e", name, "person"))
+    assert db.matrix.get("e") is not None  # and finds that it is not regular
     found = db.matrix.get("e")
     assert found is not None
     looks = []
