@@ -287,7 +287,7 @@ def test_a_target_of_before_knows_what_it_keeps(database: str) -> None:
     assert regular(database) == {"a": False, "b": False, "c": True}
 
 
-@pytest.mark.parametrize("name", ["name", "na\0me"], ids=["regular", "not regular"])
+@pytest.mark.parametrize("name", ["name", "na\0me"], ids=["regular", "irregular"])
 def test_another_definition_is_looked_at_anew(
     pair: tuple[UnifiedDatabase, UnifiedDatabase], database: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
