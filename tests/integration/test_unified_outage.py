@@ -388,7 +388,7 @@ def test_a_locked_file_is_not_postgresqls_fault(
 ) -> None:
     """While PostgreSQL looks, the file is asked where it is; that may take longer than PostgreSQL is waited for."""
     with (
-        UnifiedDatabase(settings_of(tmp_path, database, postgres_timeout=0.2)) as db,
+        UnifiedDatabase(settings_of(tmp_path, database, postgres_timeout=0.4)) as db,
         closing(sqlite3.connect(db.layout.conversations, isolation_level=None, check_same_thread=False)) as other,
     ):
         db.conversations.save("c", "the first", "a")
@@ -398,8 +398,9 @@ def test_a_locked_file_is_not_postgresqls_fault(
             f"INSERT INTO conversations (conversation_id, timestamp, user_message, assistant_message) VALUES {values}"
         )
         other.execute("BEGIN EXCLUSIVE")
-        release = threading.Timer(0.8, other.execute, ("ROLLBACK",))
+        release = threading.Timer(1.2, other.execute, ("ROLLBACK",))
         release.start()
+        caplog.clear()  # making the target may have taken longer, too
         with caplog.at_level(logging.WARNING):
             found = db.conversations.newest("c")
         release.join()
