@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from iceburg.database.embedded import EmbeddedServer
@@ -78,10 +79,12 @@ def test_a_worker_whose_session_is_ended_is_an_error_and_the_next_run_goes_on(di
 
 def test_a_worker_that_is_killed_is_an_error_and_the_next_run_goes_on(directory: Path, database: str) -> None:
     program = start_program("migrate", directory, "--dsn", database, "--jobs", "2", "--batch-size", "20")
-    wait_for_batches(program, database, 10)
-    workers = [pid for pid in children(program.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert workers
-    os.kill(workers[0], signal.SIGKILL)
+    wait_for_batches(program, database, 5)
+    with psycopg.connect(database) as connection:
+        # Or workers that are quicker than this test would be done before they are looked for.
+        connection.execute("LOCK TABLE iceburg_migration.chunks IN SHARE ROW EXCLUSIVE MODE")
+        workers = [pid for pid in children(program.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(workers[0], signal.SIGKILL)
     _, said = program.communicate(timeout=30)
     assert program.returncode == 2, said
     assert "Traceback" not in said
