@@ -7,10 +7,10 @@ from typing import Final, LiteralString
 
 from iceburg.database.arguments import is_text
 from iceburg.database.network import Walked, bytewise
-from iceburg.database.postgres_answer import ShortAnswer
+from iceburg.database.postgres_answer import Originals, ShortAnswer
 from iceburg.database.postgres_session import PostgresSession
 from iceburg.database.protocol import Entity, Relationship
-from iceburg.database.short_records import ENTITY, RELATIONSHIP, RecordT, restored, to_entity, to_relationship
+from iceburg.database.short_records import ENTITY, RELATIONSHIP, restored, to_entity, to_relationship
 from iceburg.database.short_statement import ShortRead
 from iceburg.database.sqlite_matrix import other_id
 from iceburg.mappings.json_value import usable_text
@@ -143,19 +143,19 @@ class Surroundings:
 
 
 def _edges(short: ShortAnswer, which: int) -> list[Relationship]:
-    found = {at: to_relationship(*row[2:]) for at, row in enumerate(short.rows) if row[0] == which}
-    return _restored(found, short)
+    places, kept = _places(short, which)
+    return restored([to_relationship(*short.rows[at][2:]) for at in places], kept)
 
 
 def _nodes(short: ShortAnswer) -> list[Entity]:
-    found = {at: to_entity(*row[2:]) for at, row in enumerate(short.rows) if row[0] == _ENTITY}
-    return _restored(found, short)
+    places, kept = _places(short, _ENTITY)
+    return restored([to_entity(*short.rows[at][2:]) for at in places], kept)
 
 
-def _restored(found: dict[int, RecordT], short: ShortAnswer) -> list[RecordT]:
-    for at in found.keys() & short.kept.keys():
-        found[at] = restored(found[at], short.kept[at])
-    return list(found.values())
+def _places(short: ShortAnswer, which: int) -> tuple[list[int], dict[int, Originals]]:
+    """Return where rows of one kind are, and what is kept of them by their places among these."""
+    places = [at for at, row in enumerate(short.rows) if row[0] == which]
+    return places, {n: short.kept[at] for n, at in enumerate(places) if at in short.kept}
 
 
 def _sorted(found: list[Relationship]) -> list[Relationship]:

@@ -8,7 +8,7 @@ documents as bytes, which are parsed as they are. What is kept takes the place o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, LiteralString, TypeVar
@@ -90,34 +90,31 @@ def to_relationship(document: bytes, kind: str, created: str | None) -> Relation
 
 def conversations(found: ShortAnswer) -> list[Conversation]:
     """Make exchanges of the rows of an answer."""
-    made = to_conversations(found.rows)
-    for at, kept in found.kept.items():
-        made[at] = restored(made[at], kept)
-    return made
+    return restored(to_conversations(found.rows), found.kept)
 
 
 def entities(found: ShortAnswer) -> list[Entity]:
     """Make entities of the rows of an answer."""
-    made = [to_entity(*row) for row in found.rows]
-    for at, kept in found.kept.items():
-        made[at] = restored(made[at], kept)
-    return made
+    return restored([to_entity(*row) for row in found.rows], found.kept)
 
 
 def relationships(found: ShortAnswer) -> list[Relationship]:
     """Make relationships of the rows of an answer."""
-    made = [to_relationship(*row) for row in found.rows]
-    for at, kept in found.kept.items():
-        made[at] = restored(made[at], kept)
-    return made
+    return restored([to_relationship(*row) for row in found.rows], found.kept)
 
 
-def restored(record: RecordT, kept: Originals) -> RecordT:
-    """Return a record with the originals of its fields in place of what PostgreSQL has of them."""
+def restored(records: list[RecordT], kept: Mapping[int, Originals]) -> list[RecordT]:
+    """Put originals, by the places of their records, where PostgreSQL has substitutes; return the list."""
+    for at, originals in kept.items():
+        records[at] = _restored(records[at], originals)
+    return records
+
+
+def _restored(record: RecordT, originals: Originals) -> RecordT:
     values: dict[str, Any] = {
         name: conversion.json_value(value) if name in _DOCUMENTS else value
-        for name, value in kept.items()
-        if name in record.__slots__  # another column of the source
+        for name, value in originals.items()
+        if name in record.__slots__  # the source may have further columns
     }
     return replace(record, **values)
 
