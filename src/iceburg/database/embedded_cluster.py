@@ -18,6 +18,8 @@ from iceburg.database.embedded_files import ADMIN, Layout, make_directory, write
 from iceburg.database.embedded_process import ServerUser
 from iceburg.errors import TargetError
 
+# That many processes PostgreSQL adds to a parallel query, unless told otherwise.
+_WORKERS: Final = 2
 # Of a container, in the second and in the first version of control groups.
 _MEMORY_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _LEFT_OUT_OF_COPY = ("*.a", "pgxs", "pkgconfig", "doc", "include", "pgbench", "ecpg")
@@ -176,6 +178,7 @@ def render_settings(socket: Path, binaries: Path, overrides: Mapping[str, str]) 
         "fsync": "on",
         "full_page_writes": "on",
         "jit": "off",
+        "parallel_leader_participation": leader_participation(processors()),
         # What is in the system's cache is there before another process that reads it is awake; new in PostgreSQL 18.
         "io_method": "sync",
         "timezone": "UTC",
@@ -210,6 +213,20 @@ def shared_buffers(bytes_of_memory: int) -> int:
     What is not among them is copied from the system's cache, or the disk, by each read of it.
     """
     return max(128, min(bytes_of_memory // 8 >> 20, 2048))
+
+
+def processors() -> int:
+    """Return the number of processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def leader_participation(processors: int) -> str:
+    """Return whether the process that shares out a parallel query reads a part of it, too.
+
+    It has two workers by default (``max_parallel_workers_per_gather``). On two processors a third process would be in
+    the way of one of them, whose part then comes last.
+    """
+    return "on" if processors > _WORKERS else "off"
 
 
 def _shared_memory_is_roomy() -> bool:
