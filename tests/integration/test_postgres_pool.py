@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
+import psycopg
 import pytest
 from prometheus_client import REGISTRY
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from iceburg.database import metrics, postgres_pool
+from iceburg.database.embedded import EmbeddedServer
 from iceburg.database.postgres_pool import PostgresPool
 from iceburg.errors import TargetError
+from tests.conftest import FAST
 from tests.support import rows, run_sql
 
 
@@ -20,6 +29,18 @@ def pool(database: str) -> Iterator[PostgresPool]:
     made = PostgresPool(database, pool_max=1, timeout=5.0)
     yield made
     made.close()
+
+
+@pytest.fixture
+def single(database: str, server_dsn: str) -> Iterator[str]:
+    """DSN of a role that may have one connection."""
+    name, secret = f"iceburg_test_{uuid.uuid4().hex}", uuid.uuid4().hex
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} CONNECTION LIMIT 1")
+        admin.execute(create.format(sql.Identifier(name), secret))
+    yield make_conninfo(database, user=name, password=secret)
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
 def server_process(pool: PostgresPool) -> int:
@@ -51,6 +72,80 @@ def test_who_waits_gets_it(pool: PostgresPool) -> None:
         thread.join()
     assert len(taken) == 300
     assert len(set(taken)) == 1
+
+
+def test_one_that_is_in_use_is_waited_for_where_there_is_another_side(database: str) -> None:
+    pool = PostgresPool(database, pool_max=1, timeout=30.0, at_once=True)
+    try:
+        with pool.connection() as connection:
+            process = connection.info.backend_pid
+            found: list[int] = []
+            waiting = threading.Thread(target=lambda: found.append(server_process(pool)))
+            waiting.start()
+            time.sleep(sum(postgres_pool._LOOKS) + 0.2)
+            assert waiting.is_alive()
+        waiting.join()
+        assert found == [process]
+    finally:
+        pool.close()
+
+
+def test_who_has_another_side_does_not_wait_for_a_server_that_refuses(caplog: pytest.LogCaptureFixture) -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        port = taken.getsockname()[1]
+        pool = PostgresPool(f"host=127.0.0.1 port={port} user=u dbname=d", timeout=30.0, at_once=True)
+        try:
+            # The second call knows of a refusal, which is not that of its own time.
+            for _ in range(2):
+                began = time.monotonic()
+                with pytest.raises(TargetError, match=r"No PostgreSQL can be reached at 127\.0\.0\.1 port"):
+                    server_process(pool)
+                assert time.monotonic() - began < 15
+            # Who called knows; of each attempt nothing is said.
+            assert not [record for record in caplog.records if record.name == "psycopg.pool"]
+        finally:
+            pool.close()
+
+
+def test_a_server_that_has_no_room_is_waited_for(single: str) -> None:
+    """Whoever holds the last connection of a role may soon give it back."""
+    pool = PostgresPool(single, timeout=30.0, at_once=True)
+    try:
+        with closing(psycopg.connect(single)):
+            found: list[int] = []
+            waiting = threading.Thread(target=lambda: found.append(server_process(pool)))
+            waiting.start()
+            deadline = time.monotonic() + 10
+            while pool._attempts.refused is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(sum(postgres_pool._LOOKS) + 0.1)
+            assert waiting.is_alive()
+        waiting.join()
+        assert len(found) == 1
+    finally:
+        pool.close()
+
+
+def test_a_server_that_comes_back_is_found_by_who_waits(server_home: Path, tmp_path: Path) -> None:
+    own_server = EmbeddedServer(server_home, overrides=FAST)
+    dsn = own_server.database_for(tmp_path)
+    own_server.stop("fast")
+    pool = PostgresPool(dsn, timeout=60.0)
+    found: list[int] = []
+    waiting = threading.Thread(target=lambda: found.append(server_process(pool)))
+    waiting.start()
+    try:
+        deadline = time.monotonic() + 10
+        while pool._attempts.refused is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        own_server.ensure_running()
+        waiting.join()
+        assert len(found) == 1
+    finally:
+        pool.close()
 
 
 def test_who_waits_is_counted(pool: PostgresPool) -> None:

@@ -122,6 +122,27 @@ def test_a_server_that_hangs_makes_few_calls_slow(tmp_path: Path, own_server: tu
     assert rows(dsn, "SELECT count(*) FROM conversations") == [(n + 1,)]
 
 
+def test_a_server_that_is_stopped_makes_no_call_slow(tmp_path: Path, own_server: tuple[EmbeddedServer, Path]) -> None:
+    """It refuses connections, which takes no time: none of its thirty seconds is waited."""
+    server, _ = own_server
+    dsn = server.database_for(tmp_path)
+    with UnifiedDatabase(settings_of(tmp_path, dsn, postgres_timeout=30.0)) as db:
+        db.save_conversation("c", "before", "a")
+        assert answered_by(db, "postgres", 20)
+        server.stop("immediate")
+        longest = 0.0
+        for n in range(50):
+            began = time.monotonic()
+            db.save_conversation("c", f"{n}", "a")
+            assert db.get_conversations(limit=1)[0]["user_message"] == f"{n}"
+            longest = max(longest, time.monotonic() - began)
+            time.sleep(0.05)  # over several pauses of the breaker
+        assert longest < 10
+        server.ensure_running()
+        assert answered_by(db, "postgres", 30)
+    assert rows(dsn, "SELECT count(*) FROM conversations") == [(51,)]
+
+
 def test_threads_do_not_wait_one_after_the_other(tmp_path: Path, own_server: tuple[EmbeddedServer, Path]) -> None:
     server, home = own_server
     with UnifiedDatabase(settings_of(tmp_path, server.database_for(tmp_path), postgres_timeout=1.0)) as db:

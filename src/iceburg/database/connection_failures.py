@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
@@ -20,6 +21,7 @@ class _Cause:
     hint: str
 
 
+_FULL: Final = r"too many (clients|connections)|connection slots"
 # What libpq and the server say, the particular before the general. Placeholders are filled from the connection string.
 _CAUSES = (
     _Cause(
@@ -79,7 +81,7 @@ _CAUSES = (
         "Ask an administrator to run: GRANT CONNECT ON DATABASE {database_sql} TO {user_sql};",
     ),
     _Cause(
-        r"too many (clients|connections)|connection slots",
+        _FULL,
         "The server has no free connection.",
         "Close other connections, lower --jobs and ICEBURG_POOL_MAX, or raise max_connections in the server.",
     ),
@@ -130,6 +132,11 @@ def explain_failure(text: str, dsn: str) -> TargetError:
     return TargetError(
         f"The connection failed: {text.strip()}", where=mask_dsn(dsn), hint="Check the connection string."
     )
+
+
+def has_no_room(text: str) -> bool:
+    """Whether what is said of a failed connection is that there are too many: of these, one may soon be free."""
+    return re.search(_FULL, text, re.IGNORECASE) is not None
 
 
 def _reason(text: str) -> str:

@@ -18,6 +18,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from iceburg.config import mask_dsn
 from iceburg.database import metrics
+from iceburg.database.attempts import POOL_NAME, Attempts
 from iceburg.database.connection import configure_session, connection_options
 from iceburg.database.connection_failures import explain_failure
 from iceburg.database.postgres_failures import LostError
@@ -36,6 +37,9 @@ AT_ONCE: Final = 0.25
 _IDLE: Final = psycopg.pq.TransactionStatus.IDLE
 # After so many seconds the pool is asked again, which ends connections that are old, or more than are needed.
 _LEASE: Final = 10.0
+# Whoever waits looks after so many seconds whether there is a server; then, while there is none, again and again.
+_LOOKS: Final = (0.02, 0.04, 0.08)
+_LOOK_AGAIN: Final = 1.0
 
 # A commit of the applier and its position are lost together, and applied again; what is pruned from a log is durable.
 # One plan for all values: planning a read of one record takes longer than the read.
@@ -55,6 +59,8 @@ class PostgresPool:
         Seconds to wait for a server to answer, and for a connection of the pool.
     statement_timeout
         Seconds after which the server ends a statement.
+    at_once
+        Whether a call is not to wait for a server that takes no connection: there is another side to ask.
     """
 
     def __init__(
@@ -65,14 +71,16 @@ class PostgresPool:
         pool_max: int = 10,
         timeout: float = 10.0,
         statement_timeout: float = 60.0,
+        at_once: bool = False,
     ) -> None:
         self.description = mask_dsn(dsn)
         self._dsn = dsn
         self._timeout = timeout
         self._statement_timeout = statement_timeout
+        self._at_once = at_once
         self._lock = threading.Lock()
         self._mine = threading.local()
-        self._refused: str | None = None
+        self._attempts = Attempts()
         self._opened = False
         self._process = os.getpid()
         # See `give_back`.
@@ -81,19 +89,18 @@ class PostgresPool:
         self._renewals = 0
         self.pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
             dsn,
-            connection_class=_noting(self._note),
+            connection_class=self._attempts.connection_class(),
             kwargs={**connection_options(dsn, timeout=timeout), "autocommit": True},
             min_size=pool_min,
             max_size=pool_max,
             open=False,
             timeout=timeout,
+            # It would try again after a second, two, four, whether somebody waits or not: here who waits has it try.
+            reconnect_timeout=0.0,
             configure=self._configure,
-            name="iceburg",
+            name=POOL_NAME,
         )
         metrics.POOLS.add(self)
-
-    def _note(self, refused: str | None) -> None:
-        self._refused = refused
 
     def _configure(self, connection: psycopg.Connection[Any]) -> None:
         configure_session(connection)
@@ -150,7 +157,7 @@ class PostgresPool:
                 # Whoever gives back one that is not waited for looks whether it is now.
                 return self._spare.pop()
             renewals = self._renewals
-            borrowed = self.pool.getconn(timeout=patience)
+            borrowed = self._wait(patience)
         except PoolTimeout as error:
             raise self._no_connection() from error
         except PoolClosed as error:
@@ -160,6 +167,20 @@ class PostgresPool:
                 self._waiting -= 1
         self.reader(borrowed).lease = renewals, time.monotonic() + _LEASE
         return borrowed
+
+    def _wait(self, patience: float) -> psycopg.Connection[Any]:
+        """Wait for a connection of the pool, which makes one where it has fewer than it may."""
+        began = time.monotonic()
+        looks = iter(_LOOKS)
+        while True:
+            left = began + patience - time.monotonic()
+            # Who looks goes to the end of those who wait: not again and again where only connections are scarce.
+            look = next(looks, left if self._attempts.refused is None else _LOOK_AGAIN)
+            try:
+                return self.pool.getconn(timeout=min(look, left))
+            except PoolTimeout:
+                if look >= left or (self._at_once and self._attempts.are_vain_since(began)):
+                    raise
 
     def give_back(self, connection: psycopg.Connection[Any]) -> None:
         """Give back a connection, to be lent again at once.
@@ -206,8 +227,9 @@ class PostgresPool:
         return found
 
     def _no_connection(self) -> TargetError:
-        if self._refused is not None:
-            return explain_failure(self._refused, self._dsn)
+        refused = self._attempts.refused
+        if refused is not None:
+            return explain_failure(refused, self._dsn)
         return TargetError(
             f"No connection to PostgreSQL within {self._timeout:g} s.",
             where=self.description,
@@ -318,20 +340,3 @@ class _Loan:
             explained = pool.explained(error, ended=ended)
             if explained is not None:
                 raise explained from error
-
-
-def _noting(note: Callable[[str | None], None]) -> type[psycopg.Connection[Any]]:
-    """Make a class of connections that notes why the last one could not be made; the pool keeps that to itself."""
-
-    class Noting(psycopg.Connection[Any]):
-        @classmethod
-        def connect(cls, conninfo: str = "", **options: Any) -> Noting:
-            try:
-                made = super().connect(conninfo, **options)
-            except psycopg.Error as error:
-                note(str(error))
-                raise
-            note(None)
-            return made
-
-    return Noting

@@ -106,6 +106,7 @@ class _DualTarget:
             pool_max=settings.pool_max,
             timeout=settings.postgres_timeout,
             statement_timeout=max(settings.postgres_timeout, 1.0) * 10,
+            at_once=True,
         )
         self.synchroniser = Synchroniser(
             self.session,
