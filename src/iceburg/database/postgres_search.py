@@ -239,7 +239,7 @@ def _pattern(text: str) -> str:
 
 
 def contain(names: Sequence[Value], text: str) -> list[bool]:
-    """Say of names that PostgreSQL cannot hold whether they contain a text; SQLite itself is asked, where need be."""
+    """Say of names that PostgreSQL cannot hold whether they contain a text, of `is_searchable`; SQLite may be asked."""
     if all(_surely_lacks(name, text) for name in names):
         return [False] * len(names)
     with closing(sqlite3.connect(":memory:")) as connection:
