@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iceburg.database import change_log
@@ -21,7 +21,7 @@ from iceburg.database.schema import schema_names
 from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import SourceError
 from iceburg.sources.discovery import discover
-from tests.databases import fresh_database
+from tests.databases import fresh_database, name_of
 from tests.support import (
     CONVERSATIONS,
     ENTITIES,
@@ -244,15 +244,24 @@ _statements = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batches=st.lists(_statements, min_size=1, max_size=3))
-def test_any_sequence_of_writes_arrives(
-    batches: list[list[tuple[Any, ...]]], server_dsn: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.fixture(scope="module")
+def empty_tables(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, bytes, str]]:
+    """A directory, the file in it, whose tables are empty, and a database that it was migrated to."""
     folder = tmp_path_factory.mktemp("writes")
     change(folder / "m.db", _TABLES)
     with fresh_database(server_dsn) as dsn:
         migrate_complete(dsn, folder)
+        yield folder, (folder / "m.db").read_bytes(), name_of(dsn)
+
+
+@settings(max_examples=25, deadline=None)
+@given(batches=st.lists(_statements, min_size=1, max_size=3))
+def test_any_sequence_of_writes_arrives(
+    batches: list[list[tuple[Any, ...]]], server_dsn: str, empty_tables: tuple[Path, bytes, str]
+) -> None:
+    folder, content, template = empty_tables
+    (folder / "m.db").write_bytes(content)
+    with fresh_database(server_dsn, template) as dsn:
         side = Side(dsn, folder)
         try:
             for batch in batches:
