@@ -379,7 +379,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an unfinished line of a JSONL file is read from there",
-        "unified_db.py",
+        "dual_target.py",
         "        if not mark.whole:\n",
         "        if False:\n",
     ),

@@ -12,14 +12,11 @@ import atexit
 import json
 import logging
 import os
-import sqlite3
-import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -28,29 +25,24 @@ import psycopg
 
 from iceburg.config import Settings, load_settings
 from iceburg.database import fork_guard, metrics
-from iceburg.database.applier import SqliteApplier
 from iceburg.database.beside import PostgresBeside
-from iceburg.database.bootstrap import claim_target, ensure_target
 from iceburg.database.breaker import Breaker
 from iceburg.database.connection import connect, resolve_target
+from iceburg.database.dual_target import DualTarget
 from iceburg.database.flag import Flag
 from iceburg.database.handover import Handover
-from iceburg.database.jsonl_applier import JsonlApplier
 from iceburg.database.layout import Layout
 from iceburg.database.measurements import Measurements, Outcome, Side
 from iceburg.database.phases import is_finalized
-from iceburg.database.positions import Mark
 from iceburg.database.postgres_adapter import PostgresAdapter
+from iceburg.database.postgres_alone import open_alone
 from iceburg.database.postgres_session import BehindError, PostgresSession
 from iceburg.database.protocol import Adapter
 from iceburg.database.recorder import Recorder
 from iceburg.database.routes import RoutedConversations, RoutedEmbeddings, RoutedMatrix, RoutedTelemetry
-from iceburg.database.schema import SchemaNames, schema_names
+from iceburg.database.schema import schema_names
 from iceburg.database.shadow import Mismatch, ShadowReads
 from iceburg.database.sqlite_adapter import SqliteAdapter
-from iceburg.database.sqlite_session import SqliteSession
-from iceburg.database.synchroniser import AheadOfCommit, Applier, Synchroniser
-from iceburg.database.target_table import prepare_loaders
 from iceburg.errors import FencedError, IceburgError, TargetError, UsageError
 
 T = TypeVar("T")
@@ -58,123 +50,6 @@ Mode = Literal["embedded", "dual", "postgres"]
 # At a write that meets fences which are put up and taken away again.
 _ATTEMPTS = 3
 _log = logging.getLogger(__name__)
-
-
-class _WatchedSession(PostgresSession):
-    """Connections that are cut when a call on them takes too long."""
-
-    synchroniser: Synchroniser
-
-    def lent(self, connection: psycopg.Connection) -> None:
-        """See `PostgresPool.lent`."""
-        self.synchroniser.watch(connection)
-
-    def returned(self, connection: psycopg.Connection) -> None:
-        """See `PostgresPool.returned`."""
-        self.synchroniser.unwatch(connection)
-
-
-class _DualTarget:
-    """What the dual mode has of PostgreSQL, in one process."""
-
-    def __init__(
-        self,
-        dsn: str,
-        layout: Layout,
-        embedded: SqliteAdapter,
-        settings: Settings,
-        breaker: Breaker,
-        handover: Handover,
-        measurements: Measurements,
-    ) -> None:
-        names = schema_names(settings.schema_name)
-        self._names, self._data_dir, self.handover = names, layout.data_dir, handover
-        files = {"conversations": layout.conversations, "matrix": layout.matrix, "embeddings": layout.vectors}
-        self.appliers: dict[str, Applier] = {}
-        self._files: dict[str, tuple[SqliteSession, SqliteApplier]] = {}
-        for part, path in files.items():
-            applier = SqliteApplier(layout.store(path), embedded.sessions[part], names)
-            self.appliers[applier.store.name] = applier
-            self._files[applier.store.name] = embedded.sessions[part], applier
-        telemetry = JsonlApplier(layout.store(layout.telemetry), names)
-        self.appliers[telemetry.store.name] = telemetry
-        self.session = _WatchedSession(
-            dsn,
-            names,
-            self.mark_needed,
-            pool_min=settings.pool_min,
-            pool_max=settings.pool_max,
-            timeout=settings.postgres_timeout,
-            statement_timeout=max(settings.postgres_timeout, 1.0) * 10,
-            at_once=True,
-        )
-        self.synchroniser = Synchroniser(
-            self.session,
-            self.appliers,
-            breaker,
-            patience=settings.postgres_timeout,
-            prepare=self._claim,
-        )
-        self.session.synchroniser = self.synchroniser
-        self.adapter = PostgresAdapter(self.session, layout)
-        self.shadow = ShadowReads(settings.shadow_reads, embedded, self.adapter, self.mark, measurements)
-        self.armed: set[str] = set()
-        self.left: set[str] = set()
-
-    def _claim(self, connection: psycopg.Connection) -> None:
-        claim_target(connection, self._names, self._data_dir)
-        if is_finalized(connection, self._names):
-            # Without the marker that says so: files that were put back, or never were those of this target.
-            self.handover.note_over()
-        # The extension may be new, and with it the type of a vector.
-        prepare_loaders(connection)
-        self.session.renew()
-
-    def mark(self, source: str) -> Mark | None:
-        """Say where a source is."""
-        return self.appliers[source].mark()
-
-    def is_applied_later(self, source: str) -> bool:
-        """Whether what is written to a source is applied by whoever reads it next, or in the background.
-
-        Events come often, and alone; many are applied for the price of one.
-        """
-        return source not in self._files
-
-    @contextmanager
-    def accompanied(self, source: str) -> Iterator[AheadOfCommit]:
-        """Have what this thread writes to a SQLite file applied while it is on its way to the disk, where it can be."""
-        session, applier = self._files[source]
-        with self.synchroniser.ahead(source) as found:
-
-            def begin(file: sqlite3.Connection) -> Callable[[bool], None] | None:
-                return self.synchroniser.begin_ahead(source, partial(applier.ahead, file), found)
-
-            with session.accompanied(begin):
-                yield found
-
-    def mark_needed(self, source: str) -> Mark:
-        """Say what a read of a source needs."""
-        mark = self.mark(source)
-        if mark is None:
-            raise BehindError("its changes are not logged", where=source)
-        if not mark.whole:
-            raise BehindError("its last line is not finished", where=source)
-        return mark
-
-    def retire(self) -> None:
-        """Do nothing any more by itself; calls that are at work go on."""
-        # `finalize` has applied what there was.
-        self.left.clear()
-        self.synchroniser.retire()
-
-    def close(self) -> None:
-        """Give everything back."""
-        self.shadow.stop()
-        for source in tuple(self.left):
-            self.synchroniser.catch_up(source)
-        self.synchroniser.stop()
-        self.session.close()
 
 
 class UnifiedDatabase:
@@ -206,9 +81,9 @@ class UnifiedDatabase:
         self.breaker = Breaker()
         self.embedded = SqliteAdapter(self.layout, points_to_chroma=True)
         self._lock = threading.Lock()
-        self._dual: _DualTarget | None = None
+        self._dual: DualTarget | None = None
         self._alone: tuple[PostgresSession, PostgresAdapter] | None = None
-        self._retired: _DualTarget | None = None
+        self._retired: DualTarget | None = None
         self._beside: tuple[PostgresBeside, ShadowReads] | None = None
         self.measurements = Measurements()
         self._recorder = self._new_recorder()
@@ -357,7 +232,7 @@ class UnifiedDatabase:
             self.measurements.observe(operation, "call", "dual", "ok", time.perf_counter() - started)
         return result
 
-    def _apply(self, target: _DualTarget, source: str) -> None:
+    def _apply(self, target: DualTarget, source: str) -> None:
         try:
             mark = target.mark(source)
         except IceburgError as error:
@@ -367,7 +242,7 @@ class UnifiedDatabase:
             target.synchroniser.catch_up(source, None if mark is None else mark.position)
 
     def _ask_postgres(
-        self, operation: str, source: str, call: Callable[[Adapter], T], target: _DualTarget
+        self, operation: str, source: str, call: Callable[[Adapter], T], target: DualTarget
     ) -> tuple[T] | None:
         """Ask PostgreSQL; None where it cannot answer, or does not have what the embedded side has."""
         for attempt in range(2):
@@ -412,7 +287,7 @@ class UnifiedDatabase:
                 self.measurements.observe(operation, "call", side, outcome, seconds)
         return result
 
-    def _dual_target(self, source: str) -> _DualTarget | None:
+    def _dual_target(self, source: str) -> DualTarget | None:
         """Return PostgreSQL for the dual mode, with the source's changes logged; None where it cannot be reached."""
         target = self._dual
         if target is None:
@@ -422,14 +297,14 @@ class UnifiedDatabase:
             target.armed.add(source)
         return target
 
-    def _open_dual(self) -> _DualTarget | None:
+    def _open_dual(self) -> DualTarget | None:
         if not self.breaker.allows():
             return None
         with self._lock:
             try:
                 if self._dual is None and not self._closed:
                     dsn = self._find_dsn()
-                    target = _DualTarget(
+                    target = DualTarget(
                         dsn,
                         self.layout,
                         self.embedded,
@@ -457,39 +332,8 @@ class UnifiedDatabase:
             if self._closed:
                 raise UsageError("the database is closed")
             if self._alone is None:
-                names = schema_names(self.settings.schema_name)
-                session = PostgresSession(
-                    self._find_dsn(),
-                    names,
-                    pool_min=self.settings.pool_min,
-                    pool_max=self.settings.pool_max,
-                    timeout=self.settings.connect_timeout,
-                )
-                try:
-                    with session.connection() as connection:
-                        if not self.handover.is_over():
-                            for file in self.embedded.sessions.values():
-                                # What PostgreSQL is to hold is read from the tables of the files, made if need be.
-                                file.connection()
-                            ensure_target(connection, names, self.layout)
-                        else:
-                            self._ensure_without_files(connection, names)
-                    session.renew()
-                except BaseException:
-                    session.close()
-                    raise
-                self._alone = session, PostgresAdapter(session, self.layout)
+                self._alone = open_alone(self._find_dsn(), self.settings, self.layout, self.embedded, self.handover)
             return self._alone[1]
-
-    def _ensure_without_files(self, connection: psycopg.Connection, names: SchemaNames) -> None:
-        """Make a target ready whose installation is finalized: its files are not touched, nor made."""
-        with tempfile.TemporaryDirectory(prefix="iceburg-") as folder:
-            # What the target lacks of the four stores is made like the tables of new files.
-            empty = Layout.of(Path(folder), Path(folder) / self.layout.conversations.name)
-            with SqliteAdapter(empty) as files:
-                for file in files.sessions.values():
-                    file.connection()
-                ensure_target(connection, names, self.layout, empty)
 
     def _ask_whether_finalized(self) -> bool:
         dsn = resolve_target(None, self.layout.data_dir, self.settings).dsn
