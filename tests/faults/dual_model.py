@@ -365,6 +365,7 @@ class DualMachine(RuleBasedStateMachine):
                 with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                     duplicate.shutdown(socket.SHUT_RDWR)
             pool.close(timeout=0)
+            dead._dual.left.clear()  # it applies nothing any more, when this process ends
         dead.embedded.close()
         self.actors[number] = self.new_actor()
 
