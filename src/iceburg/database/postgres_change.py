@@ -19,7 +19,7 @@ from iceburg.mappings.identity import key_text
 
 if TYPE_CHECKING:
     from iceburg.database.postgres_answer import Bound
-    from iceburg.database.postgres_session import PostgresSession
+    from iceburg.database.postgres_datasets import PostgresDatasets
 
 T = TypeVar("T")
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
@@ -76,7 +76,7 @@ class Change:
         The dataset.
     """
 
-    def __init__(self, session: PostgresSession, bound: Bound, connection: psycopg.Connection[Any]) -> None:
+    def __init__(self, session: PostgresDatasets, bound: Bound, connection: psycopg.Connection[Any]) -> None:
         self._session = session
         self._loosened = False
         self.connection = connection
@@ -151,7 +151,7 @@ class Change:
         return True
 
 
-def run_change(session: PostgresSession, bound: Bound, work: Callable[[Change], T]) -> T:
+def run_change(session: PostgresDatasets, bound: Bound, work: Callable[[Change], T]) -> T:
     """Do work in a transaction of its own; it is durable on return.
 
     Raises
