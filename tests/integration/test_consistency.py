@@ -18,22 +18,20 @@ import pytest
 from iceburg.database import change_log
 from iceburg.database.applier import open_applier
 from iceburg.database.arming import install_logs
-from iceburg.database.connection import Target, connect
-from iceburg.database.jsonl_applier import JsonlApplier
+from iceburg.database.connection import connect
 from iceburg.database.schema import schema_names
 from iceburg.database.target_table import prepare_loaders
 from iceburg.migration.worker import Advance, StoppedError
 from iceburg.records import Store
 from iceburg.sources.discovery import discover
-from iceburg.verification.consistency import ConsistencyCheck
 from iceburg.verification.consistency_report import ConsistencyReport
 from iceburg.verification.target_look import TargetLook
+from tests.integration.consistency import assert_all_compared, assert_identical, check, differences, thread
 from tests.support import (
     CONVERSATIONS,
     ENTITIES,
     RELATIONSHIPS,
     Listener,
-    as_tuple,
     change,
     lines,
     migrate,
@@ -51,51 +49,6 @@ CREATE TABLE without (a TEXT, b INT, v TEXT, PRIMARY KEY (b DESC, a)) WITHOUT RO
 CREATE TABLE keyless (v TEXT);
 """
 _ROW = "a row of which there is no record"
-
-
-def check(
-    dsn: str,
-    data_dir: Path,
-    *,
-    patience: float = 0.2,
-    limit: int = 100,
-    listener: Listener | None = None,
-    stopping: Callable[[], bool] = lambda: False,
-    narrowed: bool = False,
-    **patterns: Any,
-) -> ConsistencyReport:
-    """Check in this process."""
-    return ConsistencyCheck(
-        Target(dsn, "test", embedded=False),
-        discover(data_dir, **patterns),
-        schema_names(None),
-        limit=limit,
-        narrowed=narrowed,
-        listener=listener or Listener(),
-        stopping=stopping,
-        patience=patience,
-    ).run()
-
-
-def assert_identical(report: ConsistencyReport) -> None:
-    assert report.differences == ()
-    assert report.unsettled == ()
-    assert report.problems == ()
-    assert report.status == "identical"
-    for dataset in report.datasets:
-        assert (dataset.differences, dataset.unsettled) == (0, 0), dataset
-
-
-def assert_all_compared(report: ConsistencyReport) -> None:
-    for dataset in report.datasets:
-        assert dataset.compared_rows == dataset.source_rows == dataset.target_rows + dataset.quarantined_rows, dataset
-
-
-def differences(report: ConsistencyReport) -> list[tuple[str, str, str, Any, Any]]:
-    assert report.status == "different"
-    assert report.problems == ()
-    assert report.unsettled == ()
-    return sorted((as_tuple(difference) for difference in report.differences), key=str)
 
 
 class Installation:
@@ -181,28 +134,6 @@ class Installation:
 
         with thread(work):
             yield
-
-
-@contextmanager
-def thread(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run a thread meanwhile; what it raises is raised here."""
-    stop, failures = threading.Event(), []
-
-    def run() -> None:
-        try:
-            work(stop)
-        except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
-            failures.append(error)
-
-    runner = threading.Thread(target=run)
-    runner.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        runner.join()
-    if failures:
-        raise failures[0]
 
 
 @pytest.fixture
@@ -591,110 +522,6 @@ def test_shadow_tables_of_an_armed_file_are_passed_over(tmp_path: Path, database
     report = check(database, tmp_path)
     assert_identical(report)
     assert "m.db/search_data" in {passed["dataset"] for passed in report.passed_over}
-
-
-class Lines:
-    """A JSONL file that is followed."""
-
-    def __init__(self, dsn: str, data_dir: Path) -> None:
-        self.dsn, self.data_dir = dsn, data_dir
-        self.path = data_dir / "e.jsonl"
-        self.path.write_bytes(lines(*(json.dumps({"event_type": "e", "n": n}) for n in range(50)), "not JSON"))
-        migrate_complete(dsn, data_dir)
-        self.apply()
-
-    def append(self, *texts: str) -> None:
-        with self.path.open("ab") as file:
-            file.write(lines(*texts))
-
-    def apply(self) -> None:
-        with connect(self.dsn, autocommit=True) as connection:
-            prepare_loaders(connection)
-            JsonlApplier(Store("jsonl", self.path, "e.jsonl"), schema_names(None)).apply(connection)
-
-
-@pytest.fixture
-def events(tmp_path: Path, database: str) -> Lines:
-    return Lines(database, tmp_path)
-
-
-def test_lines_that_are_appended_meanwhile(events: Lines) -> None:
-    def append(stop: threading.Event) -> None:
-        number = 0
-        while not stop.wait(0.001):
-            number += 1
-            events.append(json.dumps({"event_type": "later", "n": number, "text": "x" * (number % 500)}))
-
-    def apply(stop: threading.Event) -> None:
-        while not stop.wait(0.01):
-            events.apply()
-
-    with thread(append), thread(apply):
-        reports = [check(events.dsn, events.data_dir, patience=30.0) for _ in range(3)]
-    for report in reports:
-        assert_identical(report)
-        assert_all_compared(report)
-
-
-def test_lines_that_nobody_applies(events: Lines) -> None:
-    events.append('{"n": 1}', '{"n": 2}')
-    report = check(events.dsn, events.data_dir)
-    assert_identical(report)
-    assert_all_compared(report)
-    assert report.datasets[0].rechecked == 2
-
-
-def test_a_line_that_is_not_finished_is_not_there_yet(events: Lines) -> None:
-    with events.path.open("ab") as file:
-        file.write(b'{"n": ')
-    assert_identical(check(events.dsn, events.data_dir))
-    with events.path.open("ab") as file:
-        file.write(b"7}\n")
-    report = check(events.dsn, events.data_dir)
-    assert_identical(report)
-    assert report.datasets[0].source_rows == 52
-
-
-def test_a_torn_line_that_was_migrated_is_not_surplus(tmp_path: Path, database: str) -> None:
-    path = tmp_path / "e.jsonl"
-    path.write_bytes(lines('{"n": 1}') + b'{"n": 2}')
-    migrate_complete(database, tmp_path)
-    events = Lines.__new__(Lines)
-    events.dsn, events.data_dir, events.path = database, tmp_path, path
-    events.apply()
-    assert_identical(check(database, tmp_path))
-    with path.open("ab") as file:
-        file.write(b"\n")
-    assert_identical(check(database, tmp_path))
-
-
-def test_damage_among_lines_is_named(events: Lines) -> None:
-    events.append('{"n": 1}')
-    run_sql(events.dsn, "UPDATE telemetry SET event_data = '{\"n\": 7}' WHERE byte_offset = 0")
-    (offset,) = rows(events.dsn, "SELECT byte_offset FROM telemetry ORDER BY 1 OFFSET 20 LIMIT 1")[0]
-    run_sql(events.dsn, "DELETE FROM telemetry WHERE byte_offset = %s", (offset,))
-    run_sql(
-        events.dsn,
-        "INSERT INTO telemetry (id, dataset_id, byte_offset, event_type, event_data)"
-        " SELECT '00000000-0000-0000-0000-000000000001', dataset_id, 5, event_type, event_data FROM telemetry LIMIT 1",
-    )
-    run_sql(events.dsn, "DELETE FROM iceburg_migration.quarantine")
-    not_json = events.path.read_bytes().index(b"not JSON")
-    found = differences(check(events.dsn, events.data_dir))
-    assert {(dataset, key, field) for dataset, key, field, _, _ in found if field != "event_type"} == {
-        ("e.jsonl", "", "(record)"),
-        ("e.jsonl", "[0]", "n"),
-        ("e.jsonl", f"[{offset}]", "(record)"),
-        ("e.jsonl", f"[{not_json}]", "(record)"),
-    }
-
-
-def test_a_file_that_is_replaced_is_read_anew(events: Lines) -> None:
-    events.path.unlink()
-    events.path.write_bytes(lines('{"event_type": "new"}'))
-    report = check(events.dsn, events.data_dir)
-    assert_identical(report)
-    assert_all_compared(report)
 
 
 def test_it_stops_when_asked(installation: Installation) -> None:
