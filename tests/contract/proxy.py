@@ -7,23 +7,24 @@ import socket
 import threading
 from pathlib import Path
 
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+import psycopg
+from psycopg.conninfo import make_conninfo
 
 
 class Proxy:
-    """Listens on a Unix socket in a directory and passes everything on to a server's.
+    """Listens on a Unix socket in a directory and passes everything on to a server.
 
     Parameters
     ----------
     dsn
-        Of the server, which listens on a Unix socket.
+        Of the server.
     directory
         Where to listen; its path must be short.
     """
 
     def __init__(self, dsn: str, directory: Path) -> None:
-        options = conninfo_to_dict(dsn)
-        self._server = f"{options['host']}/.s.PGSQL.{options.get('port', 5432)}"
+        with psycopg.connect(dsn) as connection:
+            self._server = connection.info.host, connection.info.port
         self.dsn = make_conninfo(dsn, host=str(directory), port=5432)
         self._path = directory / ".s.PGSQL.5432"
         self._open: list[socket.socket] = []
@@ -69,13 +70,20 @@ class Proxy:
                 if self._is_cut:
                     client.close()
                     continue
-                server = socket.socket(socket.AF_UNIX)
+                server = _connected(*self._server)
                 self._open += [client, server]
-                server.connect(self._server)
                 for source, sink in ((client, server), (server, client)):
                     thread = threading.Thread(target=_pass_on, args=(source, sink), daemon=True)
                     self._threads.append(thread)
                     thread.start()
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    if not host.startswith("/"):
+        return socket.create_connection((host, port))
+    found = socket.socket(socket.AF_UNIX)
+    found.connect(f"{host}/.s.PGSQL.{port}")
+    return found
 
 
 def _pass_on(source: socket.socket, sink: socket.socket) -> None:
