@@ -389,6 +389,7 @@ class DualMachine(RuleBasedStateMachine):
         for source in synchroniser._appliers:
             with suppress(IceburgError):
                 synchroniser._look_after(source)
+        synchroniser._try_again()
         synchroniser._prune()
 
     @rule(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from iceburg.database import breaker as module
-from iceburg.database.breaker import FIRST_PAUSE, LONGEST_PAUSE, Breaker
+from iceburg.database.breaker import FIRST_PAUSE, GRACE, LONGEST_PAUSE, Breaker
 from tests.contract.values import at_once
 
 
@@ -146,3 +146,15 @@ def test_of_many_threads_one_has_the_news(clock: Clock) -> None:
         tasks: list[Callable[[], object]] = [lambda act=act, news=news: news.append(act())] * 20  # type: ignore[misc]
         at_once(tasks)
         assert sorted(news) == [False] * 19 + [True]
+
+
+def test_who_waits_for_an_answer_leaves_it_to_others_to_try(clock: Clock) -> None:
+    breaker = Breaker()
+    assert breaker.allows(grace=GRACE)
+    breaker.failed()
+    clock.now += FIRST_PAUSE + GRACE - 0.001
+    assert not breaker.allows(grace=GRACE)
+    clock.now += 0.002
+    # Nobody has.
+    assert breaker.allows(grace=GRACE)
+    assert not breaker.allows()

@@ -8,13 +8,15 @@ from typing import Final
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 15.0
+GRACE: Final = 1.0
+"""Seconds by which whoever waits for an answer leaves it to a thread in the background to try again."""
 
 
 class Breaker:
     """Says whether PostgreSQL may be asked.
 
     After a failure it may not, for half a second, then for twice as long after each further one. When a pause is over,
-    one caller may try; the others wait for what it finds.
+    one may try; the others go without until that one has found out.
     """
 
     def __init__(self) -> None:
@@ -28,15 +30,21 @@ class Breaker:
         """Whether the last thing known of PostgreSQL is a failure."""
         return self._failures > 0
 
-    def allows(self) -> bool:
-        """Whether the caller may ask PostgreSQL now; it must report how that went, if only that it did not ask."""
+    def allows(self, *, grace: float = 0.0) -> bool:
+        """Whether the caller may ask PostgreSQL now; it must report how that went, if only that it did not ask.
+
+        Parameters
+        ----------
+        grace
+            Seconds after a pause for which it is left to others to try.
+        """
         if not self._failures:
             return True
         now = time.monotonic()
         with self._lock:
             if not self._failures:
                 return True
-            if now < self._until or now < self._trying:
+            if now < self._until + grace or now < self._trying:
                 return False
             # Should the one that tries never come back, another may.
             self._trying = now + LONGEST_PAUSE

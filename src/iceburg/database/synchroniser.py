@@ -21,7 +21,7 @@ import psycopg
 
 from iceburg.database import fork_guard, metrics
 from iceburg.database.applied import Ahead, Applied, NotReadyError
-from iceburg.database.breaker import Breaker
+from iceburg.database.breaker import GRACE, Breaker
 from iceburg.database.helper import Helper, Job
 from iceburg.database.positions import Mark, Position, find_position
 from iceburg.database.postgres_session import PostgresSession
@@ -184,7 +184,7 @@ class Synchroniser:
         """
         self.settle(source)
         was_away = self._breaker.is_open
-        if source in self._left_to_background or not self._may_ask(source):
+        if source in self._left_to_background or not self._may_ask(source, GRACE):
             return False
         if not self._locks[source].acquire(timeout=self._patience):
             self._breaker.not_asked()
@@ -302,8 +302,8 @@ class Synchroniser:
         except (psycopg.Error, TargetError) as error:
             self.note_failure(error)
 
-    def _may_ask(self, source: str) -> bool:
-        return time.monotonic() >= self._not_ready.get(source, 0.0) and self._breaker.allows()
+    def _may_ask(self, source: str, grace: float = 0.0) -> bool:
+        return time.monotonic() >= self._not_ready.get(source, 0.0) and self._breaker.allows(grace=grace)
 
     def _catch_up(self, source: str, patience: float) -> bool:
         began = None
@@ -378,9 +378,25 @@ class Synchroniser:
                     self._look_after(source)
                 except IceburgError as error:
                     _log.debug("%s: %s", source, error)
+            self._try_again()
             if time.monotonic() - pruned > _PRUNE_EVERY:
                 pruned = time.monotonic()
                 self._prune()
+
+    def _try_again(self) -> None:
+        """Find out whether PostgreSQL answers again, so that nobody who waits for an answer has to.
+
+        Where anything is pending that is found out by applying it.
+        """
+        if not self._breaker.is_open or not self._breaker.allows():
+            return
+        try:
+            with self._session.connection() as connection:
+                connection.execute("SELECT 1")
+        except (psycopg.Error, TargetError) as error:
+            self.note_failure(error)
+        else:
+            self.note_success()
 
     def _watch(self) -> None:
         stop = self._stop

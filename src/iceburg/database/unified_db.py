@@ -26,7 +26,7 @@ import psycopg
 from iceburg.config import Settings, load_settings
 from iceburg.database import fork_guard, metrics
 from iceburg.database.beside import PostgresBeside
-from iceburg.database.breaker import Breaker
+from iceburg.database.breaker import GRACE, Breaker
 from iceburg.database.connection import connect, resolve_target
 from iceburg.database.dual_target import DualTarget
 from iceburg.database.flag import Flag
@@ -246,7 +246,7 @@ class UnifiedDatabase:
     ) -> tuple[T] | None:
         """Ask PostgreSQL; None where it cannot answer, or does not have what the embedded side has."""
         for attempt in range(2):
-            if not self.breaker.allows():
+            if not self.breaker.allows(grace=GRACE):
                 return None
             try:
                 result = self._timed(operation, "postgres", call, target.adapter)
