@@ -109,7 +109,9 @@ def test_the_password_is_wrong(database: str, role: str) -> None:
 
 
 def test_the_password_is_missing(database: str, role: str) -> None:
-    error = failure(make_conninfo(database, user=role, passfile="/dev/null"))
+    given = conninfo_to_dict(database)
+    given.pop("password", None)  # of the server of DATABASE_URL
+    error = failure(make_conninfo("", **{**given, "user": role, "passfile": "/dev/null"}))
     assert f"wants a password for user {role}" in error.what
 
 
@@ -222,7 +224,8 @@ def test_a_password_file_wins_over_a_variable_for_another_server(
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_which_target(server_home: Path, tmp_path: Path) -> None:
+def test_which_target(server_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
     environment = SecretStr(f"postgresql://env:{SECRET}@h/db")
     given = resolve_target(
         f"postgresql://opt:{SECRET}@h/db", tmp_path, Settings(home=tmp_path, database_url=environment)

@@ -58,6 +58,15 @@ def answered_by(db: UnifiedDatabase, side: str, within: float) -> bool:
     return False
 
 
+@contextmanager
+def in_step(settings: Settings) -> Iterator[UnifiedDatabase]:
+    """Open a database with one exchange in it, which PostgreSQL has and answers for."""
+    with UnifiedDatabase(settings) as db:
+        db.save_conversation("c", "before", "a")
+        assert answered_by(db, "postgres", 20)
+        yield db
+
+
 # A server that hangs
 
 
@@ -126,9 +135,7 @@ def test_a_server_that_is_stopped_makes_no_call_slow(tmp_path: Path, own_server:
     """It refuses connections, which takes no time: none of its thirty seconds is waited."""
     server, _ = own_server
     dsn = server.database_for(tmp_path)
-    with UnifiedDatabase(settings_of(tmp_path, dsn, postgres_timeout=30.0)) as db:
-        db.save_conversation("c", "before", "a")
-        assert answered_by(db, "postgres", 20)
+    with in_step(settings_of(tmp_path, dsn, postgres_timeout=30.0)) as db:
         server.stop("immediate")
         longest = 0.0
         for n in range(50):
@@ -149,9 +156,7 @@ def test_that_it_is_back_is_found_out_though_nobody_asks(
     """Nothing is pending either, so that nothing has to be applied."""
     server, _ = own_server
     dsn = server.database_for(tmp_path)
-    with UnifiedDatabase(settings_of(tmp_path, dsn, postgres_timeout=30.0)) as db:
-        db.save_conversation("c", "before", "a")
-        assert answered_by(db, "postgres", 20)
+    with in_step(settings_of(tmp_path, dsn, postgres_timeout=30.0)) as db:
         server.stop("immediate")
         assert len(db.get_conversations()) == 1
         assert db.breaker.is_open
@@ -253,8 +258,11 @@ def test_a_call_that_is_wrong_says_nothing_of_postgres(
         assert db.breaker.allows()
 
 
-def test_a_server_that_comes_up_late_is_used_soon(tmp_path: Path, server_home: Path) -> None:
+def test_a_server_that_comes_up_late_is_used_soon(
+    tmp_path: Path, server_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The embedded server could not be started at first: that was a failure, and its pause is all that is waited."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
     blocked = server_home / "postgresql"
     blocked.write_text("in the way")
     settings = Settings(data_dir=tmp_path, use_postgres=True, home=server_home, postgres_timeout=30)
