@@ -373,6 +373,7 @@ def test_it_says_how_it_is(data: Path, database: str) -> None:
         assert beat is not None
         assert (beat.state, beat.pending) == ("following", 0)
         assert beat.silent_seconds < 5
+        soon(lambda: found.statuses)  # it is said after it is noted
         assert found.statuses[-1].line().startswith("following: ")
 
 
