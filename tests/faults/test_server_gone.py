@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import psycopg
@@ -18,6 +19,8 @@ from tests.support import change, migrate_fully, rows, run_program, run_sql, sta
 
 # A server that is stopped at once has to find after a crash what it had said was written.
 DURABLE = FAST | {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+
+_WAITING = "SELECT FROM pg_locks WHERE relation = 'iceburg_migration.chunks'::regclass AND NOT granted"
 
 
 @pytest.fixture
@@ -78,14 +81,19 @@ def test_a_worker_whose_session_is_ended_is_an_error_and_the_next_run_goes_on(di
 
 
 def test_a_worker_that_is_killed_is_an_error_and_the_next_run_goes_on(directory: Path, database: str) -> None:
-    program = start_program("migrate", directory, "--dsn", database, "--jobs", "2", "--batch-size", "20")
-    wait_for_batches(program, database, 5)
+    change(directory / "first.db", "CREATE TABLE first (a)")
+    made = run_program("migrate", directory, "--dsn", database, "--sqlite", "first.db")
+    assert made.returncode == 0, made.stderr
     with psycopg.connect(database) as connection:
         # Or workers that are quicker than this test would be done before they are looked for.
         connection.execute("LOCK TABLE iceburg_migration.chunks IN SHARE ROW EXCLUSIVE MODE")
+        program = start_program("migrate", directory, "--dsn", database, "--jobs", "2", "--batch-size", "20")
+        while not rows(database, _WAITING):
+            assert program.poll() is None, program.communicate()
+            time.sleep(0.01)
         workers = [pid for pid in children(program.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(workers[0], signal.SIGKILL)
-    _, said = program.communicate(timeout=30)
+    _, said = program.communicate(timeout=60)
     assert program.returncode == 2, said
     assert "Traceback" not in said
     assert "ended from outside" in said

@@ -21,6 +21,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.process import BaseProcess
 from typing import Any, Final, Generic, TypeVar
 
 import psycopg
@@ -40,6 +42,8 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _BUFFER_SIZE: Final = 256 * 1024
 _POLL: Final = 0.2
+# Seconds that workers have to end by themselves, once another was killed.
+_GRACE: Final = 2.0
 _NICE: Final = 10
 
 
@@ -256,6 +260,7 @@ class Workers:
         self._on_advance = on_advance
         self._poll = poll
         self._pool: ProcessPoolExecutor | None = None
+        self._processes: dict[int, BaseProcess] = {}
         if jobs == 1:
             self._local = Context(dsn, names, stopping, on_advance, pace, poll)
             return
@@ -275,8 +280,25 @@ class Workers:
             self._local.close()
             return
         self._stop.set()
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._end()
+        self._pool.shutdown()
         self._events.close()
+
+    def _end(self) -> None:
+        """Wait for the workers to end; where one was killed, kill those that do not.
+
+        A worker that waits for a task holds the lock of the queue. If it is killed then, the others wait for the lock,
+        and the pool for them: all that it does is to send a signal that they leave to the main process.
+        """
+        until: float | None = None
+        while left := [process for process in self._processes.values() if process.is_alive()]:
+            wait_for_any([process.sentinel for process in left], _POLL)
+            if until is None and any(process.exitcode for process in self._processes.values()):
+                until = time.monotonic() + _GRACE
+            if until is not None and time.monotonic() > until:
+                for process in left:
+                    process.kill()
 
     def run(self, function: Callable[[Context, TaskT], Any], tasks: Sequence[TaskT]) -> Iterator[Outcome[TaskT]]:
         """Work on tasks; yield each outcome as it comes.
@@ -294,6 +316,8 @@ class Workers:
         resource_tracker.ensure_running()
         with _signals_held(), _main_module_hidden():
             futures: set[Future[Outcome[TaskT]]] = {self._pool.submit(_run_in_worker, function, t) for t in tasks}
+        # The pool forgets them before they have ended; what kills them, `kill_workers`, is new in Python 3.14.
+        self._processes.update(self._pool._processes)
         try:
             while futures:
                 done, futures = wait(futures, timeout=_POLL, return_when=FIRST_COMPLETED)
