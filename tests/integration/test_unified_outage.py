@@ -17,7 +17,8 @@ import pytest
 from pydantic import SecretStr
 
 from iceburg.config import Settings
-from iceburg.database import Entity, UnifiedDatabase
+from iceburg.database import Entity, UnifiedDatabase, synchroniser
+from iceburg.database.breaker import GRACE
 from iceburg.database.embedded import EmbeddedServer
 from iceburg.database.flag import write_flag
 from iceburg.database.pairs import same
@@ -165,6 +166,18 @@ def test_that_it_is_back_is_found_out_though_nobody_asks(
         while db.breaker.is_open:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_call_tries_again_only_where_the_background_is_late(tmp_path: Path, database: str) -> None:
+    with in_step(settings_of(tmp_path, database)) as db:
+        assert db._dual is not None
+        db._dual.synchroniser.retire()  # nothing happens in the background any more
+        time.sleep(2 * synchroniser._EVERY)
+        db.breaker.failed()
+        db.breaker._until = time.monotonic()  # the pause is over, and the background has its time
+        assert answered_by(db, "embedded", 5)
+        db.breaker._until = time.monotonic() - GRACE
+        assert answered_by(db, "postgres", 5)
 
 
 def test_threads_do_not_wait_one_after_the_other(tmp_path: Path, own_server: tuple[EmbeddedServer, Path]) -> None:

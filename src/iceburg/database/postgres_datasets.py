@@ -13,6 +13,8 @@ from iceburg.database.postgres_failures import BehindError
 from iceburg.database.postgres_pool import PostgresPool
 from iceburg.database.schema import SchemaNames
 
+ATTEMPTS: Final = 4
+"""How often a call is made whose dataset turns out to be another than it was."""
 _EPOCHS: Final[LiteralString] = "SELECT source_id, epoch FROM {state}.positions"
 
 

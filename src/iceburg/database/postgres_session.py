@@ -15,6 +15,7 @@ import psycopg
 
 from iceburg.database.positions import Mark
 from iceburg.database.postgres_answer import Answer, Bound, Columns, Fetched, ShortAnswer
+from iceburg.database.postgres_datasets import ATTEMPTS
 from iceburg.database.postgres_failures import BehindError, LostError, StaleError
 from iceburg.database.postgres_pool import AT_ONCE
 from iceburg.database.postgres_writes import PostgresWrites
@@ -27,7 +28,6 @@ __all__ = ["BehindError", "Gate", "Mark", "PostgresSession"]
 
 T = TypeVar("T")
 
-_ATTEMPTS: Final = 4
 # Undefined table, undefined column, what a statement prepared for other columns says, or one that was forgotten.
 _CHANGED: Final = ("42P01", "42703", "0A000", "26000")
 # Each costs some 0.03 ms at every read that has to put them in order.
@@ -304,7 +304,7 @@ class PostgresSession(PostgresWrites):
         originals
             Whether it is to be said if there are any at all; or the `key_text` of records, of which they are read.
         """
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             bound = self.bound(name)
             need = self.need(bound.dataset.source)
             try:
@@ -362,7 +362,7 @@ class PostgresSession(PostgresWrites):
         """See `PostgresPool.in_snapshot`; called anew where a definition has changed meanwhile."""
         if self.is_pinned:
             return call()
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             needs, self._mine.needs = getattr(self._mine, "needs", None), {}
             try:
                 return super().in_snapshot(call)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, LiteralString, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 
 from iceburg.database.postgres_answer import Columns
 from iceburg.database.postgres_change import Change, of_dataset, run_change, unknown_outcome
-from iceburg.database.postgres_datasets import PostgresDatasets
+from iceburg.database.postgres_datasets import ATTEMPTS, PostgresDatasets
 from iceburg.database.postgres_failures import BehindError, StaleError
 from iceburg.database.quick_write import QuickWrite
 from iceburg.database.record_writer import RecordWriter
 from iceburg.records import Value
 
 T = TypeVar("T")
-_ATTEMPTS: Final = 4
 
 
 class PostgresWrites(PostgresDatasets):
@@ -27,7 +26,7 @@ class PostgresWrites(PostgresDatasets):
 
         With an embedded side the change log writes.
         """
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             bound = self.bound(name)
             try:
                 return self.again_if_lost(lambda: run_change(self, bound, work))  # noqa: B023 - called at once
